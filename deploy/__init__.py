@@ -1,0 +1,1 @@
+"""Running it: what a machine has, and what it lacks."""

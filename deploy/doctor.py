@@ -1,0 +1,217 @@
+"""``tidegraph doctor``: what this machine has, which device will be used, what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import click
+import psutil
+
+CONSTRAINTS: Final = Path(__file__).parents[1] / "constraints.txt"
+"""The versions that were tested together; only a checkout has them."""
+
+_NOT_FOR_EMBEDDED: Final = {"faust-streaming", "kafka-python", "redis", "implicit", "river"}
+"""Packages without which a replay in one process still runs, less a baseline or two."""
+
+_PROGRAMS: Final = {
+    "redis-server": (
+        "tests, and a table that other processes read",
+        "apt-get install redis-server",
+    ),
+    "docker": ("containers for tests and for a local system", "see the manual of Docker Engine"),
+    "java": ("a local Kafka broker (Java 17 or newer)", "apt-get install default-jre-headless"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked for.
+
+    Parameters
+    ----------
+    name
+        Of the package or program.
+    state
+        ``differs`` is another version than the tested one.
+    found
+        Its version or place, empty where missing.
+    needed
+        Whether the embedded run needs it.
+    advice
+        What it is for, or how to get it; empty where there is nothing to do.
+
+    """
+
+    name: str
+    state: Literal["ok", "differs", "missing"]
+    found: str
+    needed: bool
+    advice: str = ""
+
+
+def pinned(constraints: str) -> dict[str, str]:
+    """Return the versions in the text of a constraints file, by normalised name.
+
+    Examples
+    --------
+    >>> pinned("# tested\\nTorch_Geometric==2.8.1\\ntriton==3.7.1 ; sys_platform == 'linux'\\n")
+    {'torch-geometric': '2.8.1', 'triton': '3.7.1'}
+
+    """
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", constraints, re.MULTILINE)
+    return {_normalised(name): version for name, version in found}
+
+
+def examine_packages(requirements: list[str], tested: dict[str, str]) -> list[Finding]:
+    """Compare the installed packages with what is required and with what was tested.
+
+    Parameters
+    ----------
+    requirements
+        As in the metadata of a distribution; those of extras are left out.
+    tested
+        Versions by normalised name; a package without one is taken as it is.
+
+    """
+    findings = []
+    for requirement in requirements:
+        if "extra ==" in requirement:
+            continue
+        name = _normalised(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+        needed = name not in _NOT_FOR_EMBEDDED
+        wanted = tested.get(name, "")
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            get = f"pip install {name}=={wanted}" if wanted else f"pip install '{requirement}'"
+            findings.append(
+                Finding(name=name, state="missing", found="", needed=needed, advice=get)
+            )
+            continue
+        differs = wanted not in {"", found}
+        findings.append(
+            Finding(
+                name=name,
+                state="differs" if differs else "ok",
+                found=found,
+                needed=needed,
+                advice=f"tested with {wanted}" if differs else "",
+            )
+        )
+    return findings
+
+
+def examine_programs() -> list[Finding]:
+    """Look for the programs that other runs than the embedded one use."""
+    findings = []
+    for name, (use, get) in _PROGRAMS.items():
+        place = shutil.which(name)
+        if place is None:
+            advice = f"for {use}: {get}"
+            findings.append(
+                Finding(name=name, state="missing", found="", needed=False, advice=advice)
+            )
+        elif name == "docker" and not _runs(["docker", "info"]):
+            advice = f"for {use}: {place} is there, but no engine answers; start it"
+            findings.append(
+                Finding(name=name, state="missing", found="", needed=False, advice=advice)
+            )
+        else:
+            findings.append(Finding(name=name, state="ok", found=place, needed=False))
+    return findings
+
+
+def examine_machine() -> dict[str, Any]:
+    """Tell what will compute: a GPU that torch can use, or else the CPU."""
+    memory = psutil.virtual_memory()
+    machine: dict[str, Any] = {
+        "device": "cpu",
+        "device_name": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count() or os.cpu_count(),
+        "memory_mb": memory.total >> 20,
+        "available_mb": memory.available >> 20,
+    }
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return machine | {"torch_error": str(error)}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        machine["device"] = "cuda"
+        machine["device_name"] = properties.name
+        machine["device_memory_mb"] = properties.total_memory >> 20
+    return machine
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
+@click.pass_context
+def doctor(ctx: click.Context, *, as_json: bool) -> None:
+    """Tell what is installed, which device will be used, and what is missing.
+
+    Exit status 1 means that the embedded run (everything in one process) cannot work.
+
+    \b
+    Example:
+        tidegraph doctor --json
+    """
+    tested = pinned(CONSTRAINTS.read_text("utf-8")) if CONSTRAINTS.exists() else {}
+    packages = examine_packages(metadata.requires("tidegraph") or [], tested)
+    programs = examine_programs()
+    machine = examine_machine()
+    ready = "torch_error" not in machine and not any(
+        finding.needed and finding.state == "missing" for finding in packages
+    )
+    if as_json:
+        report = {
+            "ready": ready,
+            "tidegraph": metadata.version("tidegraph"),
+            "python": platform.python_version(),
+            "machine": machine,
+            "packages": [asdict(finding) for finding in packages],
+            "programs": [asdict(finding) for finding in programs],
+        }
+        click.echo(json.dumps(report))
+    else:
+        click.echo(f"tidegraph {metadata.version('tidegraph')}, Python {platform.python_version()}")
+        click.echo(_describe(machine))
+        for finding in packages + programs:
+            line = f"{finding.state:8} {finding.name:16} {finding.found:12} {finding.advice}"
+            click.echo(line.rstrip())
+        click.echo(
+            "Ready: the embedded run has all it needs."
+            if ready
+            else "Not ready: the embedded run needs what is missing above; `make demo` installs it."
+        )
+    ctx.exit(0 if ready else 1)
+
+
+def _describe(machine: dict[str, Any]) -> str:
+    line = (
+        f"will compute on {machine['device']} ({machine['device_name']}), "
+        f"{machine['cores']} cores, {machine['memory_mb']:,} MB of memory, "
+        f"{machine['available_mb']:,} MB of it free"
+    )
+    if "torch_error" in machine:
+        line += f"; torch cannot be loaded: {machine['torch_error']}"
+    return line
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _runs(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

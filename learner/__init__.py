@@ -1,0 +1,1 @@
+"""What learns: models of the temporal graph, and the steps that train them online and offline."""

@@ -1,0 +1,114 @@
+"""What counting adds to a model's score: popularity and click rate at several half-lives, co-visitation.
+
+The features and the formula are plain numpy and Numba; the model learns the weights with the rest, and
+whoever has the published counts and weights gets the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from graph_store.counts import Covisitation, DecayedCounts
+from graph_store.store import Neighbours
+from stream.events import Kind
+
+PRIOR_SHOWS: Final = 5.0
+"""Shows at the average click rate that every item starts with."""
+
+COVISITATION_SCALE: Final = 50.0
+"""Cosines are small: the feature is ``log(1 + 50 c)``."""
+
+TRUST_DECAY: Final = 0.8
+"""Trust in each history item, per step back."""
+
+LENGTH_EDGES: Final = (1, 3, 6, 11, 20)
+"""Where the history lengths part that weigh co-visitation differently."""
+
+N_LENGTHS: Final = len(LENGTH_EDGES) + 1
+
+
+@njit(cache=True)
+def _features(positives, shown, fall, shown_fall, rows, popularity, click_rate):  # type: ignore[no-untyped-def]
+    n_half_lives = positives.shape[1]
+    for h in range(n_half_lives):
+        total, shows = 0.0, 0.0
+        for row in range(positives.shape[0]):
+            total += positives[row, h]
+            shows += shown[row, h]
+        rate = (total * fall[h] + 1.0) / (shows * shown_fall[h] + 2.0)
+        for n in range(rows.shape[0]):
+            likes = positives[rows[n], h] * fall[h]
+            views = shown[rows[n], h] * shown_fall[h]
+            popularity[n, h] = np.log1p(likes)
+            click_rate[n, h] = np.log((likes + PRIOR_SHOWS * rate) / (views + PRIOR_SHOWS) / rate)
+
+
+def count_features(
+    positives: DecayedCounts,
+    shown: DecayedCounts,
+    rows: NDArray[np.int64],
+    *,
+    n_items: int,
+    at_ms: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    r"""Return popularity and click rate of items at each half-life, as of a time.
+
+    .. math:: p_{i,h} = \log(1 + c_{i,h}), \qquad
+              q_{i,h} = \log \frac{(c_{i,h} + m \bar q_h) / (n_{i,h} + m)}{\bar q_h}
+
+    with decayed positives :math:`c`, shows :math:`n`, their ratio over all items :math:`\bar q_h`, and
+    :math:`m` prior shows: an item that nobody was shown has the average rate, and the feature 0.
+
+    Parameters
+    ----------
+    positives, shown
+        Decayed counts.
+    rows
+        Items asked for, shape (C,).
+    n_items
+        Items known, over which the average goes.
+    at_ms
+        When.
+
+    Returns
+    -------
+    Two arrays (C, H).
+
+    """
+    popularity = np.empty((rows.shape[0], positives.half_lives_ms.shape[0]), np.float32)
+    click_rate = np.empty_like(popularity)
+    size = max(n_items, int(rows.max(initial=-1)) + 1)
+    _features(
+        positives.stored(size),
+        shown.stored(size),
+        positives.decay_to(at_ms),
+        shown.decay_to(at_ms),
+        rows,
+        popularity,
+        click_rate,
+    )
+    return popularity, click_rate
+
+
+def trust(history: Neighbours) -> NDArray[np.float32]:
+    """Return how much each history item (B, K) says through co-visitation: positives only, recent first."""
+    liked = (history.kind >= 0) & (history.kind <= Kind.IMPLICIT_POSITIVE)
+    decay = TRUST_DECAY ** np.arange(history.kind.shape[1], dtype=np.float32)
+    return np.where(liked, decay, 0).astype(np.float32)
+
+
+def length_class(history: Neighbours) -> NDArray[np.int64]:
+    """Return which history-length class each event falls in, (B,)."""
+    return np.digitize((history.nodes >= 0).sum(1), LENGTH_EDGES)
+
+
+def covisitation_features(
+    pairs: Covisitation, history: Neighbours, candidates: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return ``log(1 + 50 c)`` of shared candidates after each history, (B, C)."""
+    scores = pairs.pairs(history.nodes, trust(history), candidates)
+    return np.log1p(COVISITATION_SCALE * scores)

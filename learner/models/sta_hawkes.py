@@ -1,0 +1,573 @@
+r"""STA-Hawkes: signed temporal attention and a Hawkes kernel over the last K events, fused with counts.
+
+The score of item :math:`i` for user :math:`u` at :math:`t` is a sum of parts, each behind a gate
+:math:`g` that is learned online:
+
+.. math::
+    s_{u,i}(t) &= h_u(t) \cdot z_i(t) + b_i + g_p \, w_p \cdot p_i(t) + g_q \, w_q \cdot q_i(t)
+                  + g_c \, w_{c,|H_u|} \log(1 + 50 \, c_{u,i}(t)) \\
+    h_u(t) &= \sum_k \left( g_m a_k + g_a \alpha_k + g_h \phi_{s_k}(t - t_k) \right) e_{i_k} + g_u e_u \\
+    z_i(t) &= e_i + g_n \operatorname{mean}_{v \in N_i(t)} e_v
+
+* pool: :math:`a = \operatorname{softmax}_k(r_k + o_{s_k})` times a free sign per feedback class;
+* attention: :math:`\alpha = \operatorname{softmax}_k((q + e_u) \cdot e_{i_k} / \sqrt D + r_k + o_{s_k}
+  - \lambda (t - t_k))`: the decay is added in log space, so that the old fades to nothing;
+* hawkes: the multi-exponential kernel :math:`\phi_s` of the event's feedback class;
+* user: the user's own row; neighbours: the rows of the item's latest positive users (one hop of the graph);
+* popularity, click_rate, covisitation: counts at several half-lives (:mod:`learner.fusion`).
+
+Trained by sampled softmax with log-Q correction over shared negatives, half of them recent positives,
+and the batch's other positives; explicit negatives add a small weighted term of their own.
+
+Departures. From the Transformer Hawkes Process (Zuo et al., ICML 2020, arXiv:2002.09291): one layer, no
+self-attention among past events, the kernel instead of a softplus intensity, no likelihood term, and the
+kernel is cut off after K events. From TGN (Rossi et al., arXiv:2006.10637): no node memory; the ring of
+last edges and the rows are the state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from graph_store.graph import HOUR_MS, View
+from graph_store.sampling import log_q, sample_negatives
+from graph_store.store import Neighbours
+from learner.base import Learned, Part, Vectors
+from learner.fusion import (
+    COVISITATION_SCALE,
+    N_LENGTHS,
+    count_features,
+    covisitation_features,
+    length_class,
+    trust,
+)
+from learner.gates import Gates
+from learner.hawkes import excitation
+from learner.losses import dislike, sampled_softmax
+from learner.optim import RowTable
+from stream.events import N_CLASSES, Kind
+
+EVENT_PARTS: Final = ("pool", "attention", "hawkes")
+SLOW_PARTS: Final = ("attention", "neighbours")
+"""Parts that make a step half as long again: they have to earn it."""
+
+_MEASURE_EVERY: Final = 8
+"""Steps between two measurements of what the parts are worth."""
+
+PARTS: Final = (
+    *EVENT_PARTS, "user", "neighbours", "popularity", "click_rate", "covisitation"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class STAHawkesConfig:
+    """Sizes and rates of a :class:`STAHawkes`; the defaults were chosen on KuaiRand-Pure's validation slice."""
+
+    dim: int = 64
+    parts: tuple[str, ...] = PARTS  # components built at all
+    n_negatives: int = 256  # shared by the batch
+    share_recent: float = 0.5  # of the negatives from recent positives; the rest uniform
+    row_lr: float = 0.05  # of user and item rows
+    bias_lr: float = 0.2
+    dense_lr: float = 5e-3  # Adam, of everything that is not a row
+    accumulator: float = 1e-2  # of a new row's Adagrad
+    item_std: float = 0.05  # of a new item's noise; new users start at zero
+    explicit_negative: float = 0.02  # weight of the dislike term, of any sign
+    max_grad_norm: float = 1.0  # per positive
+    hawkes_half_lives_h: tuple[float, ...] = (1.0, 24.0, 720.0)  # where the rates start
+    neighbours: int = 10  # latest users of an item
+    price_nats: float = 0.02  # what a part that takes long must be worth to stay open
+    tolerance_nats: float = 0.005  # what a cheap part may cost in quality before it is closed
+    settle: int = 10_000  # positives before the first part may be closed
+    device: str = "cpu"
+    seed: int = 0
+
+
+class _Rows(NamedTuple):
+    """Rows of a table and where an index finds them: the table itself, or a leaf with gradients."""
+
+    matrix: Tensor  # (R, D)
+    index: Tensor  # any shape, into matrix
+
+
+class _Dense(nn.Module):
+    """Everything that is not a row, with its first values."""
+
+    def __init__(self, config: STAHawkesConfig, *, k: int, n_half_lives: int) -> None:
+        super().__init__()
+
+        def start(*shape: int, at: float = 0.0) -> nn.Parameter:
+            return nn.Parameter(torch.full(shape, at))
+
+        rates = 0.6931 / torch.tensor(config.hawkes_half_lives_h)
+        self.gate = nn.ParameterDict(
+            {name: start(at=_FIRST_GATE.get(name, 1.0)) for name in config.parts}
+        )
+        self.pool_rank, self.pool_class, self.pool_sign = start(k), start(N_CLASSES), start(N_CLASSES, at=1.0)
+        self.query = start(config.dim)
+        self.attention_rank, self.attention_class = start(k), start(N_CLASSES)
+        self.attention_decay = start(at=-2.0)  # softplus(-2) = 0.13 per day
+        self.amplitude = start(N_CLASSES, len(config.hawkes_half_lives_h), at=0.1)
+        self.log_rate = nn.Parameter(rates.log())
+        self.popularity, self.click_rate = start(n_half_lives), start(n_half_lives)
+        self.covisitation = start(N_LENGTHS, at=0.5)
+
+
+def _laid_in_one(parameters: list[nn.Parameter]) -> Tensor:
+    """Lay small parameters and their gradients side by side, so that one operation moves them all."""
+    flat = torch.cat([parameter.detach().ravel() for parameter in parameters])
+    flat.grad = torch.zeros_like(flat)
+    first = 0
+    for parameter in parameters:
+        part = slice(first, first + parameter.numel())
+        parameter.data = flat[part].view(parameter.shape)
+        parameter.grad = flat.grad[part].view(parameter.shape)
+        first += parameter.numel()
+    return flat
+
+
+_FIRST_GATE: Final = {"attention": 0.3, "hawkes": 0.3, "neighbours": 0.3}
+"""Parts that must show their worth start quietly."""
+
+
+@njit(cache=True)
+def _compact(rows, place):  # type: ignore[no-untyped-def]
+    """Return the distinct rows in order of appearance, and where each input stands among them.
+
+    ``place`` may hold anything: an entry counts only if it points at itself.
+    """
+    distinct = np.empty(rows.shape[0], np.int64)
+    index = np.empty(rows.shape[0], np.int64)
+    n_distinct = 0
+    for n in range(rows.shape[0]):
+        row = rows[n]
+        at = place[row]
+        if at >= n_distinct or distinct[at] != row:
+            at = n_distinct
+            distinct[at] = row
+            place[row] = at
+            n_distinct += 1
+        index[n] = at
+    return distinct[:n_distinct], index
+
+
+@njit(cache=True)
+def _clashes(candidates, targets):  # type: ignore[no-untyped-def]
+    """Mark where a candidate is a row's own target in another column than its own."""
+    clash = np.zeros((targets.shape[0], candidates.shape[0]), np.bool_)
+    for p in range(targets.shape[0]):
+        for c in range(candidates.shape[0]):
+            clash[p, c] = candidates[c] == targets[p] and c != p
+    return clash
+
+
+class STAHawkes:
+    """The shipped default: see the module for the equations.
+
+    Shape
+    -----
+    ``B`` events of a view, ``P`` of them positive, ``C`` candidates, ``K`` history, ``D`` dim.
+
+    Parameters
+    ----------
+    config
+        Sizes and rates.
+    k, n_half_lives
+        History length and number of half-lives that the graph keeps.
+
+    """
+
+    def __init__(self, config: STAHawkesConfig, *, k: int, n_half_lives: int) -> None:
+        self.config = config
+        self._device = torch.device(config.device)
+        table = {"accumulator": config.accumulator, "device": self._device}
+        self._items = RowTable(
+            config.dim, lr=config.row_lr, std=config.item_std, seed=config.seed, **table
+        )
+        self._users = RowTable(
+            config.dim, lr=config.row_lr, std=0.0, seed=config.seed, **table
+        )
+        self._bias = RowTable(1, lr=config.bias_lr, std=0.0, seed=config.seed, **table)
+        self.dense = _Dense(config, k=k, n_half_lives=n_half_lives).to(self._device)
+        self._flat = _laid_in_one(list(self.dense.parameters()))
+        self._adam = torch.optim.Adam([self._flat], lr=config.dense_lr, fused=True)
+        prices = {
+            name: config.price_nats if name in SLOW_PARTS else -config.tolerance_nats
+            for name in config.parts
+        }
+        self._gates = Gates(prices, settle=config.settle)
+        self._place = np.zeros(0, np.int64)
+
+    def score(self, view: View, events: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Score every item known at the view's start, (b, n_items)."""
+        self._grow(view)
+        everything = np.arange(view.n_items)
+        history = _take(view.history, events)
+        with torch.no_grad():
+            items = _Rows(self._items.weight, self._to(np.maximum(history.nodes, 0)))
+            users = _Rows(self._users.weight, self._to(view.users[events]))
+            h, _, _ = self._user(view.ts_ms[events], history, items, users)
+            z = self._items.weight[: view.n_items]
+            if "neighbours" in self._gates.open:
+                z = z + self._neighbour_share(*self._neighbours_of(view, everything))
+            base = self._bias.weight[: view.n_items, 0]
+            for share in self._count_shares(view, everything).values():
+                base = base + share
+            scores: NDArray[np.float32] = torch.addmm(base, h, z.T).cpu().numpy()
+            if "covisitation" in self._gates.open:
+                weight = self._covisitation_weight(history).cpu().numpy()
+                view.graph.covisitation.add_log(
+                    scores, history.nodes, trust(history), weight, COVISITATION_SCALE
+                )
+        return scores
+
+    def learn(self, view: View) -> Learned:
+        """Take one step on a view's positives and explicit negatives."""
+        self._grow(view)
+        self._place_new_items(view)
+        positives = np.flatnonzero(view.positive)
+        if positives.size == 0 or view.n_items == 0:
+            return Learned(math.nan, view.users, view.items)
+        rejected = np.flatnonzero(view.kind == Kind.EXPLICIT_NEGATIVE)
+        negatives, log_chances = self._sample(view, view.items[positives])
+        events = np.concatenate([positives, rejected])
+        candidates = np.concatenate([view.items[positives], negatives, view.items[rejected]])
+        history = _take(view.history, events)
+
+        item_rows, at = _compact(
+            np.concatenate([candidates, np.maximum(history.nodes, 0).ravel()]), self._place
+        )
+        n_candidates = candidates.shape[0]
+        leaf, bias = (table.leaf(self._to(item_rows)) for table in (self._items, self._bias))
+        items = _Rows(leaf, self._to(at[n_candidates:]).view(history.nodes.shape))
+        own = self._to(at[:n_candidates])
+
+        near = self._neighbours_of(view, candidates) if "neighbours" in self._gates.open else None
+        wanted = [view.users[events]] if near is None else [view.users[events], near[0].ravel()]
+        user_rows, at = _compact(np.concatenate(wanted), self._place)
+        user_leaf = self._users.leaf(self._to(user_rows))
+        users = _Rows(user_leaf, self._to(at[: events.shape[0]]))
+
+        # h is (P + E, D)
+        h, weights, own_share = self._user(view.ts_ms[events], history, items, users)
+        z = F.embedding(own, leaf)  # (C, D)
+        shares: dict[str, Tensor] = self._count_shares(view, candidates)
+        base = F.embedding(own, bias).squeeze(1) + sum(shares.values())  # (C,)
+        if near is not None:
+            index = self._to(at[events.shape[0] :]).view(near[0].shape)
+            neighbour_share = self._neighbour_share(index, near[1], user_leaf)
+            z = z + neighbour_share
+        logits = torch.addmm(base, h, z.T)  # (P + E, C)
+        if "covisitation" in self._gates.open:
+            features = covisitation_features(view.graph.covisitation, history, candidates)
+            pairs = self._to(features) * self._covisitation_weight(history).unsqueeze(1)
+            logits = logits + pairs
+            shares["covisitation"] = pairs
+
+        n_positives = positives.shape[0]
+        in_sample = n_positives + negatives.shape[0]
+        softmax = _Softmax(
+            self._to(log_chances),
+            self._to(_clashes(candidates[:in_sample], view.items[positives])),
+            self._to(view.weight[positives]),
+        )
+        sampled = logits[:n_positives, :in_sample]
+        loss = softmax.losses(sampled)
+        if view.step % _MEASURE_EVERY == 0:
+            with torch.no_grad():
+                shares |= {name: _bag(items, each) @ z.T for name, each in weights.items()}
+                shares["user"] = own_share @ z.T
+                if near is not None:
+                    shares["neighbours"] = h @ neighbour_share.T
+                self._measure(softmax, sampled, loss, shares)
+        total = (loss * softmax.weight).sum()
+        if rejected.size:
+            disliked = logits[n_positives:, in_sample:].diagonal()
+            total = total + self.config.explicit_negative * dislike(disliked).sum()
+        total.backward()
+        self._descend(
+            ((self._items, item_rows, leaf), (self._bias, item_rows, bias),
+             (self._users, user_rows, user_leaf)),
+            n_positives,
+        )  # fmt: skip
+        return Learned(
+            float(loss.detach().mean()),
+            np.concatenate([user_rows, view.users]),
+            np.concatenate([item_rows, view.items]),
+        )
+
+    def item_vectors(self, view: View, items: NDArray[np.int64]) -> Vectors:
+        """Return :math:`z_i` and :math:`b_i` as of the view's start."""
+        self._grow(view)
+        with torch.no_grad():
+            z = self._items.weight[self._to(items)]
+            if "neighbours" in self._gates.open:
+                z = z + self._neighbour_share(*self._neighbours_of(view, items))
+            return Vectors(items, z.cpu().numpy(), self._bias.weight[self._to(items), 0].cpu().numpy())
+
+    def user_vectors(self, view: View, events: NDArray[np.int64]) -> Vectors:
+        """Return :math:`h_u` at the time of each event, from what came before it."""
+        self._grow(view)
+        history = _take(view.history, events)
+        with torch.no_grad():
+            items = _Rows(self._items.weight, self._to(np.maximum(history.nodes, 0)))
+            users = _Rows(self._users.weight, self._to(view.users[events]))
+            h, _, _ = self._user(view.ts_ms[events], history, items, users)
+        return Vectors(view.users[events], h.cpu().numpy(), np.zeros(events.shape[0], np.float32))
+
+    def parts(self) -> list[Part]:
+        """Return the components in the order of the configuration."""
+        return [
+            Part(
+                name,
+                float(self.dense.gate[name].detach()) if name in self._gates.open else 0.0,
+                self._gates.gain_nats[name],
+                name in self._gates.open,
+            )
+            for name in self.config.parts
+        ]
+
+    def published_weights(self) -> dict[str, NDArray[np.float32]]:
+        """Return the weights of the open count parts, their gates multiplied in."""
+        weights = {
+            "popularity": self.dense.popularity,
+            "click_rate": self.dense.click_rate,
+            "covisitation": self.dense.covisitation,
+        }
+        return {
+            name: (weight * self.dense.gate[name]).detach().cpu().numpy()
+            for name, weight in weights.items()
+            if name in self._gates.open
+        }
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held by rows and their accumulators."""
+        return self._items.n_bytes + self._users.n_bytes + self._bias.n_bytes
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a restart needs."""
+        moments = self._adam.state_dict()["state"].get(0, {})
+        return {
+            "items": self._items.state(),
+            "users": self._users.state(),
+            "bias": self._bias.state(),
+            "dense": self._flat.cpu().numpy().copy(),
+            "adam": {name: value.cpu().numpy().copy() for name, value in moments.items()},
+            "gates": self._gates.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`state` described."""
+        self._items.restore(state["items"])
+        self._users.restore(state["users"])
+        self._bias.restore(state["bias"])
+        self._flat.copy_(torch.from_numpy(np.array(state["dense"])))
+        adam = self._adam.state_dict()
+        moments = {
+            name: torch.from_numpy(np.array(value)) for name, value in state["adam"].items()
+        }
+        adam["state"] = {0: moments} if moments else {}
+        self._adam.load_state_dict(adam)
+        self._gates.restore(state["gates"])
+
+    def _event_weights(
+        self, ts_ms: NDArray[np.int64], history: Neighbours, items: _Rows, own: Tensor
+    ) -> dict[str, Tensor]:
+        """Return how much each open part makes of each past event, (B, K) each."""
+        dense, is_open = self.dense, self._gates.open
+        if not set(EVENT_PARTS) & set(is_open):
+            return {}
+        present = self._to(history.nodes >= 0)  # (B, K)
+        kind = self._to(np.maximum(history.kind, 0).astype(np.int64))
+        weights: dict[str, Tensor] = {}
+        if "pool" in is_open:
+            share = _softmax(dense.pool_rank + dense.pool_class[kind], present)
+            weights["pool"] = share * dense.pool_sign[kind] * dense.gate["pool"]
+        if "attention" in is_open or "hawkes" in is_open:
+            age_ms = np.where(history.nodes >= 0, ts_ms[:, None] - history.ts_ms, 0)
+            age_h = self._to((age_ms / HOUR_MS).astype(np.float32))
+        if "attention" in is_open:
+            keys = F.embedding(items.index, items.matrix)  # (B, K, D)
+            content = (keys @ (own + dense.query).unsqueeze(2)).squeeze(2)
+            decay = F.softplus(dense.attention_decay) * age_h / 24
+            logits = content / self.config.dim**0.5 + dense.attention_rank - decay
+            share = _softmax(logits + dense.attention_class[kind], present)
+            weights["attention"] = share * dense.gate["attention"]
+        if "hawkes" in is_open:
+            share = excitation(age_h, dense.amplitude[kind], dense.log_rate.exp())
+            weights["hawkes"] = share * present * dense.gate["hawkes"]
+        return weights
+
+    def _user(
+        self, ts_ms: NDArray[np.int64], history: Neighbours, items: _Rows, users: _Rows
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return user vectors (B, D), and what they are made of: weights of events, own share."""
+        own = F.embedding(users.index, users.matrix)  # (B, D)
+        weights = self._event_weights(ts_ms, history, items, own)
+        own = own * self.dense.gate["user"] if "user" in self._gates.open else torch.zeros_like(own)
+        if not weights:
+            return own, weights, own
+        return own + _bag(items, sum(weights.values())), weights, own
+
+    def _count_shares(self, view: View, items: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return what popularity and click rate add to the score of ``items``, (C,) each."""
+        is_open = [name for name in ("popularity", "click_rate") if name in self._gates.open]
+        if not is_open:
+            return {}
+        graph = view.graph
+        features = dict(
+            zip(
+                ("popularity", "click_rate"),
+                count_features(
+                    graph.positives, graph.shown, items, n_items=view.n_items, at_ms=view.at_ms
+                ),
+                strict=True,
+            )
+        )
+        weights = {"popularity": self.dense.popularity, "click_rate": self.dense.click_rate}
+        return {
+            name: self._to(features[name]) @ (weights[name] * self.dense.gate[name])
+            for name in is_open
+        }
+
+    def _covisitation_weight(self, history: Neighbours) -> Tensor:
+        by_length = self.dense.covisitation * self.dense.gate["covisitation"]
+        return by_length[self._to(length_class(history))]
+
+    def _neighbours_of(
+        self, view: View, items: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the latest positive users of items (C, n) and the weights of their mean."""
+        near = view.graph.edges.items_latest(
+            items, k=self.config.neighbours, before_ms=view.at_ms
+        )
+        counts = (near.kind >= 0) & (near.kind <= Kind.IMPLICIT_POSITIVE)
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        return np.maximum(near.nodes, 0), share.astype(np.float32)
+
+    def _neighbour_share(
+        self, index: NDArray[np.int64] | Tensor, share: NDArray[np.float32], matrix: Tensor | None = None
+    ) -> Tensor:
+        """Return what the neighbours add to item vectors, (C, D)."""
+        return self.dense.gate["neighbours"] * F.embedding_bag(
+            index if isinstance(index, Tensor) else self._to(index),
+            self._users.weight if matrix is None else matrix,
+            per_sample_weights=self._to(share),
+            mode="sum",
+        )
+
+    def _sample(
+        self, view: View, targets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Draw the shared negatives; return them and the log-Q of targets and negatives."""
+        config, recent = self.config, view.graph.recent
+        negatives = sample_negatives(
+            config.n_negatives,
+            n_items=view.n_items,
+            ring=recent,
+            share_recent=config.share_recent,
+            seed=config.seed,
+            step=view.step,
+        )
+        # The batch's own positives stand in the sample like further draws from the recent ones.
+        n_sample = config.n_negatives + targets.shape[0]
+        share = (config.share_recent * config.n_negatives + targets.shape[0]) / n_sample
+        candidates = np.concatenate([targets, negatives])
+        chances = log_q(candidates, n_items=view.n_items, ring=recent, share_recent=share)
+        return negatives, chances.astype(np.float32)
+
+    def _measure(
+        self, softmax: _Softmax, logits: Tensor, loss: Tensor, shares: dict[str, Tensor]
+    ) -> None:
+        """Tell the gates what each open part is worth on this batch."""
+        n_positives, in_sample = logits.shape
+        gains = {}
+        for name in self._gates.open:
+            share = shares[name]
+            share = share[:in_sample] if share.dim() == 1 else share[:n_positives, :in_sample]
+            gains[name] = float((softmax.losses(logits - share) - loss).mean())
+        self._gates.measured(gains, positives=n_positives * _MEASURE_EVERY)
+
+    def _descend(
+        self, touched: tuple[tuple[RowTable, NDArray[np.int64], Tensor], ...], n_positives: int
+    ) -> None:
+        """Clip the gradients together, then move rows and dense parameters."""
+        grads = [leaf.grad for _, _, leaf in touched if leaf.grad is not None]
+        squares = [grad.square().sum() for grad in (*grads, self._flat.grad) if grad is not None]
+        norm = torch.stack(squares).sum().sqrt()
+        scale = (self.config.max_grad_norm * n_positives / norm).clamp(max=1.0)
+        for table, rows, leaf in touched:
+            if leaf.grad is not None:
+                table.step(self._to(rows), leaf.grad.mul_(scale))
+        if self._flat.grad is not None:
+            self._flat.grad.mul_(scale)
+            self._adam.step()
+            self._flat.grad.zero_()
+
+    def _grow(self, view: View) -> None:
+        """Make room for rows that the view names for the first time."""
+        n_users = max(view.n_users, int(view.users.max(initial=-1)) + 1)
+        n_items = max(view.n_items, int(view.items.max(initial=-1)) + 1)
+        self._users.grow(n_users)
+        self._items.grow(n_items)
+        self._bias.grow(n_items)
+        if max(n_users, n_items) > self._place.shape[0]:
+            self._place = np.zeros(2 * max(n_users, n_items), np.int64)
+
+    def _place_new_items(self, view: View) -> None:
+        """Start an item seen for the first time near what its first user did before."""
+        fresh, first = np.unique(view.items, return_index=True)
+        first = first[fresh >= view.n_items]
+        if first.size == 0:
+            return
+        history = view.history.nodes[first]
+        present = history >= 0
+        share = present / np.maximum(present.sum(1, keepdims=True), 1)
+        means = F.embedding_bag(
+            self._to(np.maximum(history, 0)),
+            self._items.weight,
+            per_sample_weights=self._to(share.astype(np.float32)),
+            mode="sum",
+        )
+        self._items.weight.index_add_(0, self._to(view.items[first]), means)
+
+    def _to(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)
+
+
+class _Softmax(NamedTuple):
+    """The sample that a batch's positives are compared with."""
+
+    log_q: Tensor  # (C,)
+    clash: Tensor  # (P, C)
+    weight: Tensor  # (P,)
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """Return the loss of each positive, (P,); its own column is its index."""
+        target = torch.arange(logits.shape[0], device=logits.device)
+        return sampled_softmax(logits, target, self.log_q, self.clash)
+
+
+def _bag(rows: _Rows, weights: Tensor | int) -> Tensor:
+    """Return the weighted sums of rows, (B, D)."""
+    return F.embedding_bag(rows.index, rows.matrix, per_sample_weights=weights, mode="sum")
+
+
+def _softmax(logits: Tensor, present: Tensor) -> Tensor:
+    """Softmax over what is present (B, K); a row with nothing is all zeros, not NaN."""
+    return torch.softmax(logits.masked_fill(~present, -1e9), 1) * present
+
+
+def _take(history: Neighbours, events: NDArray[np.int64]) -> Neighbours:
+    return Neighbours(*(column[events] for column in history))

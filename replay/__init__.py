@@ -1,0 +1,1 @@
+"""The past as a stream, and how well we would have done."""

@@ -1,0 +1,239 @@
+"""The command ``tidegraph replay``: options in, progress and a report out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from replay.clock import parse_speed
+from replay.datasets import sample_path
+from replay.embedded import Replay, ReplayConfig, Stopped, Survey, survey
+from replay.experiment import SYSTEMS
+from replay.options import log_options, open_log
+from replay.report import build_report, table, write_report
+from stream.errors import BadOutput, BadSettings
+from stream.typing_rules import load_rules
+
+_DEFAULT = "online,frozen,retrain,popularity,recent_popularity,covisitation,counting"
+_SPANS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SHORT = {0: "expl+", 1: "impl+", 2: "impl-", 3: "expl-"}
+
+
+def parse_span(text: str) -> int:
+    """Return the milliseconds of a span such as ``90s``, ``1h`` or ``1d``.
+
+    Raises
+    ------
+    BadSettings
+        If it is something else.
+
+    Examples
+    --------
+    >>> parse_span("1h")
+    3600000
+
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text.strip())
+    if match is None:
+        raise BadSettings(f'wanted a span such as 500ms, 90s, 10m, 1h or 1d, got "{text}"')
+    return round(float(match[1]) * _SPANS_MS[match[2]])
+
+
+def parse_systems(text: str) -> tuple[str, ...]:
+    """Return the systems of a list with commas, in the order of the report.
+
+    Raises
+    ------
+    BadSettings
+        If one is unknown, or there is none.
+
+    Examples
+    --------
+    >>> parse_systems("popularity, online")
+    ('online', 'popularity')
+
+    """
+    asked = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(asked - set(SYSTEMS))
+    if unknown or not asked:
+        raise BadSettings(
+            f"--systems: wanted some of {', '.join(SYSTEMS)}, got {', '.join(unknown) or 'none'}"
+        )
+    return tuple(name for name in SYSTEMS if name in asked)
+
+
+@click.command()
+@click.option("--path", type=click.Path(path_type=Path), help="Folder or file of the log. Default: the shipped sample.")
+@log_options
+@click.option("--systems", default=_DEFAULT, show_default=True, help="What to compare, with commas.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of models and intervals.")
+@click.option("--speed", default="max", show_default=True, help="Pace in event time: max, 60x, 1x ...")
+@click.option("--delay", default="1h", show_default=True, help="How late the system `delayed` hears of events.")
+@click.option("--rules", help="A rule set: a file, or kuairand, ratings, music, default. Default: the layout's.")
+@click.option("--k", default=10, show_default=True, type=click.Choice([5, 10, 20]), help="Cut-off of the running figures and the table.")
+@click.option("--out", default=Path("out/replay"), show_default=True, type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option("--resume", is_flag=True, help="Go on from the last snapshot in --out.")
+@click.option("--strict", is_flag=True, help="Stop at the first line that cannot be processed.")
+def replay(
+    path: Path | None,
+    dataset: str | None,
+    columns: str | None,
+    scale: float | None,
+    limit: int | None,
+    systems: str,
+    seed: int,
+    speed: str,
+    delay: str,
+    rules: str | None,
+    k: int,
+    out: Path,
+    resume: bool,
+    strict: bool,
+) -> None:
+    """Replay a log in time order and compare learning online with staying offline.
+
+    Without --path the shipped sample of KuaiRand-Pure is replayed. Ctrl-C stops cleanly; --resume
+    goes on from there.
+
+    \b
+    Example:
+        tidegraph replay --dataset kuairand-pure --systems online,frozen,popularity --out out/replay
+        tidegraph replay --dataset ratings --path ratings.csv --limit 50000
+        tidegraph replay --resume --out out/replay
+    """
+    if path is None and dataset not in {None, "kuairand-pure"}:
+        raise BadSettings(f"--dataset {dataset}: wanted --path, the folder or file of the log")
+    log = open_log(
+        path or sample_path(), dataset=dataset, columns=columns, scale=scale, limit=limit
+    )
+    config = ReplayConfig(
+        dataset=log,
+        rules=load_rules(rules or log.rules, signals=log.signals or None),
+        out=_writable(out),
+        systems=parse_systems(systems),
+        seed=seed,
+        speed=parse_speed(speed),
+        delay_ms=parse_span(delay),
+        strict=strict,
+    )
+    _forget_older(out, resume=resume)
+    console = Console(stderr=True)
+    found = _look_ahead(config, console)
+    running = Replay(config, found)
+    if resume and not running.resume():
+        console.print(f"no snapshot in {out}: starting from the beginning")
+    with _clean_stop(running):
+        try:
+            result = _play(running, console, k)
+        except Stopped:
+            console.print(f"stopped; go on with: tidegraph replay … --resume --out {out}")
+            raise click.exceptions.Exit(130) from None
+    report = build_report(result)
+    json_path, html_path = write_report(report, out)
+    shutil.rmtree(out / "snapshots", ignore_errors=True)
+    Console().print(table(report))
+    click.echo(f"{json_path}\n{html_path}")
+
+
+def _writable(out: Path) -> Path:
+    """Make the output folder, and make sure that files can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadOutput(f"--out {out}: wanted a folder to write to: {error.strerror}") from error
+    return out
+
+
+def _forget_older(out: Path, *, resume: bool) -> None:
+    """Remove what an earlier replay left in the folder, unless it is to be resumed."""
+    if resume:
+        return
+    shutil.rmtree(out / "snapshots", ignore_errors=True)
+    for name in ("report.json", "report.html", "table", "dead.jsonl", "late.jsonl"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    )
+
+
+def _look_ahead(config: ReplayConfig, console: Console) -> Survey:
+    with _bar(console) as bar:
+        task = bar.add_task("survey", total=config.dataset.n_rows, facts="")
+
+        def show(sent: int) -> None:
+            bar.update(task, completed=sent, facts=f"{sent:,} events")
+
+        found = survey(config, show)
+        bar.update(task, total=1, completed=1)
+    return found
+
+
+def _play(running: Replay, console: Console, k: int) -> Any:
+    with _bar(console) as bar:
+        total = max(running.config.dataset.n_rows, running.stream.sent)
+        task = bar.add_task("replay", total=total, facts="")
+        offline = bar.add_task("offline", total=None, facts="", visible=False)
+        trained: dict[str, int] = {}
+
+        def on_offline(what: str, n_events: int) -> None:
+            trained[what] = trained.get(what, 0) + n_events
+            bar.update(offline, visible=True, facts=f"{what} training, {trained[what]:,} events")
+
+        def on_batch(replay: Replay) -> None:
+            bar.update(offline, visible=False)
+            bar.update(task, completed=replay.stream.sent, facts=_facts(replay, k, bar))
+
+        running.experiment.on_offline = on_offline
+        return running.run(on_batch)
+
+
+def _facts(replay: Replay, k: int, bar: Progress) -> str:
+    """Return the line beside the bar: events, rate, classes, running HR."""
+    speed = bar.tasks[0].speed or 0.0
+    classes = " ".join(
+        f"{short} {replay.stream.classes[kind]:,}" for kind, short in _SHORT.items()
+    )
+    hits = "  ".join(
+        f"{name} HR@{k} {clocked.hr(k):.4f}"
+        for name, clocked in replay.experiment.results().items()
+        if name in {"online", "frozen"} and clocked.rank
+    )
+    return f"{replay.stream.sent:,} events  {speed:,.0f}/s  {classes}  {hits}"
+
+
+@contextmanager
+def _clean_stop(running: Replay) -> Iterator[None]:
+    """Turn the first Ctrl-C into a wish to stop after the batch at hand; the second is immediate."""
+
+    def ask(signum: int, frame: object) -> None:
+        running.stop_asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+

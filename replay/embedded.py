@@ -1,0 +1,457 @@
+"""The whole pipeline in one process: a log played, typed, learned from, ranked, published, snapshotted."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from graph_store.graph import View
+from graph_store.snapshot import newest_whole, write_snapshot
+from learner.base import Learned
+from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
+from learner.online import MICRO_BATCH
+from learner.publish import Publisher
+from replay.datasets import Chunk, Dataset
+from replay.experiment import Experiment, ExperimentConfig, Split
+from replay.faults import Faults, with_faults
+from replay.metrics import HOUR_MS
+from replay.player import play
+from replay.report import Cost, Part, ReplayResult, SystemResult
+from serving.table import FILE_NAME, MemoryTable
+from stream.errors import BadData
+from stream.events import DeadLetter, FeedbackBatch, Kind, read_feedback
+from stream.intake import Intake
+from stream.log import MemoryLog, Record, advance
+from stream.typing_rules import RuleSet
+
+MAX_RANKED: Final = 50_000
+"""Test events ranked at most: of more a random share is, which the report states."""
+
+_SNAPSHOTS: Final = "snapshots"
+_PUBLISH_S: Final = 2.0
+_LIBRARIES: Final = ("torch", "numpy", "numba", "polars", "river", "implicit", "redis", "tidegraph")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """What is replayed, and how."""
+
+    dataset: Dataset
+    rules: RuleSet
+    out: Path
+    systems: tuple[str, ...]
+    seed: int = 0
+    speed: float = float("inf")
+    delay_ms: int = HOUR_MS
+    lateness_ms: int = HOUR_MS
+    strict: bool = False
+    snapshot_s: float = 15.0  # between two snapshots
+    faults: Faults | None = None
+    model: STAHawkesConfig = field(default_factory=STAHawkesConfig)
+
+    def fingerprint(self) -> str:
+        """Return what a snapshot must have been made of to be resumed."""
+        return "|".join(
+            (
+                self.dataset.fingerprint(),
+                self.rules.version,
+                ",".join(self.systems),
+                str((self.seed, self.delay_ms, self.lateness_ms)),
+                repr(self.faults),
+                repr(self.model),
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What one pass over the log tells before the replay: how much there is, and where it parts."""
+
+    split: Split
+    accepted: int
+    first_ms: int
+    ties: float  # share of events that share their time with the one before
+
+
+class Stopped(Exception):  # noqa: N818 - a wish of the user, not an error
+    """The user asked to stop; what was done so far is in the snapshot."""
+
+
+class Intaken:
+    """The stream side of the pipeline: plays the log, types it, keeps account of every line."""
+
+    def __init__(self, config: ReplayConfig) -> None:
+        self._config = config
+        self.intake = Intake(config.rules, lateness_ms=config.lateness_ms)
+        self.sent = 0  # events of the data set played so far
+        self.unreadable = 0  # lines of the data set that could not become events
+        self.classes: Counter[int] = Counter()
+        self.ts_ms = 0
+
+    def batches(self) -> Iterator[tuple[FeedbackBatch, list[DeadLetter], list[Record]]]:
+        """Yield what was accepted of each batch of records, its dead letters and its late records."""
+        log = MemoryLog()
+        positions = {"interactions": {0: 0}, "feedback": {0: 0}}
+        chunks = _skipped(self._chunks(), self.sent, self.unreadable)
+        before = self.sent
+        for progress in play(chunks, log, speed=self._config.speed):
+            records = log.read("interactions", positions["interactions"], limit=1 << 30)
+            positions["interactions"] = advance(positions["interactions"], records)
+            result = self.intake.take(records)
+            log.append("feedback", result.entries(), timestamp_ms=progress.ts_ms)
+            accepted = log.read("feedback", positions["feedback"], limit=1 << 30)
+            positions["feedback"] = advance(positions["feedback"], accepted)
+            for topic, position in positions.items():
+                log.trim(topic, position)
+            batch, _ = read_feedback([record.value for record in accepted])
+            self.sent = before + progress.sent
+            self.unreadable += len(progress.dead)
+            self.ts_ms = progress.ts_ms
+            self.classes.update(batch.kind.tolist())
+            yield batch, [*progress.dead, *result.dead], result.late
+
+    def accounting(self) -> dict[str, int]:
+        """Return what became of every line, by the names of the report."""
+        counts = asdict(self.intake.accounting)
+        counts["in"] = counts.pop("in_") + self.unreadable
+        counts["dead"] += self.unreadable
+        return counts
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a restart needs."""
+        return {
+            "intake": self.intake.state(),
+            "sent": self.sent,
+            "unreadable": self.unreadable,
+            "classes": [self.classes[kind] for kind in range(len(Kind))],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what :meth:`state` described; :meth:`batches` goes on from there."""
+        self.intake.restore(state["intake"])
+        self.sent, self.unreadable = state["sent"], state["unreadable"]
+        self.classes = Counter(dict(enumerate(state["classes"])))
+
+    def _chunks(self) -> Iterator[Chunk]:
+        chunks = self._config.dataset.chunks()
+        faults = self._config.faults
+        return with_faults(chunks, faults) if faults else chunks
+
+
+def survey(config: ReplayConfig, on_batch: Callable[[int], None]) -> Survey:
+    """Pass over the log once to find T1 and T2, the 70 % and 85 % quantiles of accepted events.
+
+    Raises
+    ------
+    BadData
+        If too little is accepted to split.
+
+    """
+    times: list[NDArray[np.int64]] = []
+    positive: list[NDArray[np.bool_]] = []
+    stream = Intaken(replace(config, speed=float("inf")))
+    for batch, dead, _ in stream.batches():
+        if config.strict and dead:
+            raise _strict(dead[0])
+        events = batch.kind != Kind.RETRACTION
+        times.append(batch.ts_ms[events])
+        positive.append(batch.kind[events] <= Kind.IMPLICIT_POSITIVE)
+        on_batch(stream.sent)
+    ts_ms = np.concatenate(times) if times else np.empty(0, np.int64)
+    if ts_ms.shape[0] < 100 or ts_ms.min() == ts_ms.max():
+        accounting = ", ".join(f"{name} {n}" for name, n in stream.accounting().items() if n)
+        raise BadData(
+            f"{config.dataset.name}: wanted at least 100 accepted events at different times to "
+            f"split, got {ts_ms.shape[0]} ({accounting}); look at the log with `tidegraph validate`"
+        )
+    order = np.argsort(ts_ms, kind="stable")
+    ts_ms, liked = ts_ms[order], np.concatenate(positive)[order]
+    n = ts_ms.shape[0]
+    t1_ms, t2_ms = int(ts_ms[int(0.7 * n)]), int(ts_ms[int(0.85 * n)])
+    in_test = int(liked[ts_ms > t2_ms].sum())
+    return Survey(
+        split=Split(
+            t1_ms=t1_ms,
+            t2_ms=t2_ms,
+            end_ms=int(ts_ms[-1]),
+            ranked_share=min(1.0, MAX_RANKED / max(in_test, 1)),
+        ),
+        accepted=n,
+        first_ms=int(ts_ms[0]),
+        ties=float((np.diff(ts_ms) == 0).sum() / n),
+    )
+
+
+class Replay:
+    """One replay of one log, from the first line to the result; it can be stopped and resumed.
+
+    Parameters
+    ----------
+    config
+        What is replayed.
+    found
+        What the survey of the log found.
+
+    """
+
+    def __init__(self, config: ReplayConfig, found: Survey) -> None:
+        self.config = config
+        self.found = found
+        self.stream = Intaken(config)
+        graph = ExperimentConfig(systems=config.systems, split=found.split).graph
+        self.experiment = Experiment(
+            ExperimentConfig(
+                systems=config.systems,
+                split=found.split,
+                seed=config.seed,
+                delay_ms=config.delay_ms,
+            ),
+            lambda: STAHawkes(
+                config.model, k=graph.k_user, n_half_lives=len(graph.half_lives_ms)
+            ),
+        )
+        self.stop_asked = False
+        self.resumed_at: int | None = None
+        self._pending = FeedbackBatch.from_feedback([])
+        self._table = MemoryTable()
+        self._publisher: Publisher | None = None
+        self._published_at = 0.0
+        self._waiting: list[tuple[float, int]] = []  # when events were appended, how many
+        self._fresh_ms: list[tuple[float, int]] = []  # until they were servable, how many
+        self._started = time.perf_counter()
+        self._before_s = 0.0
+        self._dead = _Lines(config.out / "dead.jsonl")
+        self._late = _Lines(config.out / "late.jsonl")
+        self.experiment.on_learned = self._touch
+
+    def resume(self) -> bool:
+        """Go on from the newest whole snapshot of this very replay; False if there is none.
+
+        Raises
+        ------
+        BadSnapshot
+            If there is one, but of other data, other settings or another version.
+
+        """
+        state = newest_whole(self.config.out / _SNAPSHOTS, fingerprint=self.config.fingerprint())
+        if state is None:
+            return False
+        self.stream.restore(state["stream"])
+        self.experiment.restore(state["experiment"])
+        pending = [text.encode() for text in state["pending"]]
+        self._pending = FeedbackBatch.from_records(pending)
+        self._before_s = state["wall_s"]
+        self._dead.cut(state["dead_bytes"])
+        self._late.cut(state["late_bytes"])
+        self.resumed_at = self.stream.sent
+        return True
+
+    def run(self, on_batch: Callable[[Replay], None] = lambda replay: None) -> ReplayResult:
+        """Replay to the end.
+
+        Parameters
+        ----------
+        on_batch
+            Called after each batch of records.
+
+        Raises
+        ------
+        Stopped
+            If ``stop_asked`` was set; a snapshot was written first.
+
+        """
+        snapshot_at = time.perf_counter() + self.config.snapshot_s
+        if self.resumed_at is None:
+            self._dead.cut(0)
+            self._late.cut(0)
+        for batch, dead, late in self.stream.batches():
+            if self.config.strict and dead:
+                raise _strict(dead[0])
+            self._dead.write(dead)
+            self._late.write([record.value.decode(errors="replace") for record in late])
+            self._waiting.append((time.perf_counter(), len(batch)))
+            self._feed(batch, last=False)
+            on_batch(self)
+            if self.stop_asked:
+                self._snapshot()
+                raise Stopped
+            if time.perf_counter() >= snapshot_at:
+                self._snapshot()
+                snapshot_at = time.perf_counter() + self.config.snapshot_s
+        self._feed(FeedbackBatch.from_feedback([]), last=True)
+        self._publish()
+        self._table.save(self.config.out / FILE_NAME)
+        return self._result()
+
+    def _feed(self, batch: FeedbackBatch, *, last: bool) -> None:
+        """Cut what was accepted into micro-batches; one never reaches over T1 or T2."""
+        events = FeedbackBatch.concat([self._pending, batch])
+        first, n = 0, len(events)
+        while n - first >= MICRO_BATCH or (last and first < n):
+            some = events.take(np.arange(first, min(first + MICRO_BATCH, n))).in_order()
+            phases = np.array([self.experiment.phase_of(ts) for ts in some.ts_ms.tolist()])
+            for phase in np.unique(phases):
+                self.experiment.step(some.take(np.flatnonzero(phases == phase)))
+            first += MICRO_BATCH
+            if self._publisher and time.perf_counter() - self._published_at > _PUBLISH_S:
+                self._publish()
+        self._pending = events.take(np.arange(min(first, n), n))
+
+    def _touch(self, view: View, learned: Learned) -> None:
+        if self._publisher is None:
+            self._publisher = Publisher(
+                self._table,
+                self.experiment.graph,
+                self.experiment.model,
+                now_ms=lambda: time.time_ns() // 1_000_000,
+                dim=self.config.model.dim,
+            )
+        self._publisher.touched(view, learned.users, learned.items)
+
+    def _publish(self) -> None:
+        if self._publisher is None:
+            return
+        self._publisher.publish()
+        now = self._published_at = time.perf_counter()
+        self._fresh_ms += [((now - since) * 1_000, n) for since, n in self._waiting if n]
+        self._waiting.clear()
+
+    def _snapshot(self) -> None:
+        write_snapshot(
+            self.config.out / _SNAPSHOTS,
+            {
+                "stream": self.stream.state(),
+                "experiment": self.experiment.state(),
+                "pending": [value.decode() for value in self._pending.to_records()],
+                "wall_s": self._before_s + time.perf_counter() - self._started,
+                "dead_bytes": self._dead.n_bytes,
+                "late_bytes": self._late.n_bytes,
+            },
+            fingerprint=self.config.fingerprint(),
+        )
+
+    def _result(self) -> ReplayResult:
+        config, experiment = self.config, self.experiment
+        accounting = self.stream.accounting()
+        classes = {kind.label: self.stream.classes[kind] for kind in list(Kind)[:4]}
+        systems = {}
+        for name, clocked in experiment.results().items():
+            learn_s = clocked.learn_s + (experiment.graph_s if name == "online" else 0.0)
+            systems[name] = SystemResult(
+                outcomes=clocked.outcomes(),
+                cost=Cost(
+                    learn_s=learn_s,
+                    rank_s=clocked.rank_s,
+                    learned_events=clocked.learned_events,
+                    ranked_events=clocked.ranked_events,
+                    cpu_s=clocked.cpu_s,
+                    retrain_s=tuple(clocked.retrain_s),
+                ),
+            )
+        split, found = self.found.split, self.found
+        return ReplayResult(
+            dataset=config.dataset.name,
+            rules=config.rules.version,
+            seed=config.seed,
+            accounting=accounting,
+            classes=classes,
+            t1_ms=split.t1_ms,
+            t2_ms=split.t2_ms,
+            events=experiment.test_events(),
+            catalogue=experiment.catalogue(),
+            systems=systems,
+            state_hash=experiment.graph.state_hash(),
+            freshness_ms=_percentiles(self._fresh_ms),
+            peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            wall_s=self._before_s + time.perf_counter() - self._started,
+            versions={"python": python_version()} | {name: version(name) for name in _LIBRARIES},
+            settings={
+                "micro_batch": MICRO_BATCH,
+                "lateness_ms": config.lateness_ms,
+                "delay_ms": config.delay_ms,
+                "offline_epochs": experiment.epochs,
+                "ranked_share": split.ranked_share,
+                "model": asdict(config.model),
+                "graph": asdict(experiment.config.graph),
+            },
+            data={
+                "files": [path.name for path in config.dataset.files],
+                "fingerprint": config.dataset.fingerprint(),
+                "accepted": found.accepted,
+                "users": experiment.graph.n_users,
+                "items": experiment.graph.n_items,
+                "first_ms": found.first_ms,
+                "last_ms": split.end_ms,
+                "ties": found.ties,
+                "graph_bytes": experiment.graph.n_bytes(),
+            },
+            parts=[
+                Part(part=part.name, gate=part.gate, contribution=part.gain_nats, open=part.open)
+                for part in experiment.model.parts()
+            ],
+            notes=list(config.dataset.notes),
+        )
+
+
+class _Lines:
+    """A file of JSON lines that is begun only when there is one, and cut back on a resume."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.n_bytes = 0
+
+    def write(self, things: list[Any]) -> None:
+        if not things:
+            return
+        block = b"".join(msgspec.json.encode(thing) + b"\n" for thing in things)
+        with self._path.open("ab") as file:
+            file.write(block)
+        self.n_bytes += len(block)
+
+    def cut(self, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+        if self._path.exists():
+            with self._path.open("r+b") as file:
+                file.truncate(n_bytes)
+            if not n_bytes:
+                self._path.unlink()
+
+
+def _skipped(chunks: Iterator[Chunk], events: int, dead: int) -> Iterator[Chunk]:
+    """Leave out the events and the dead lines that were dealt with before."""
+    for chunk in chunks:
+        known, buried = min(events, chunk.frame.height), min(dead, len(chunk.dead))
+        events, dead = events - known, dead - buried
+        rest = Chunk(chunk.frame[known:], chunk.dead[buried:])
+        if rest.frame.height or rest.dead:
+            yield rest
+
+
+def _percentiles(fresh_ms: list[tuple[float, int]]) -> dict[str, float]:
+    """Return how long events took to become servable: the median, 95 % and 99 % points."""
+    if not fresh_ms:
+        return {}
+    waits, counts = (np.array(column) for column in zip(*sorted(fresh_ms), strict=True))
+    shares = np.cumsum(counts) / counts.sum()
+    return {
+        name: float(waits[np.searchsorted(shares, share)])
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    }
+
+
+def _strict(letter: DeadLetter) -> BadData:
+    return BadData(
+        f"{letter.where}: {letter.reason}; without --strict the replay goes on and keeps such lines "
+        "in dead.jsonl"
+    )

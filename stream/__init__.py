@@ -1,0 +1,1 @@
+"""What happened: events, what they mean, how they come in."""
