@@ -33,20 +33,18 @@ def new_free_lists() -> NDArray[np.int64]:
 
 
 @njit(cache=True)
-def take_block(  # type: ignore[no-untyped-def]
-    size_class: int, lists: NDArray[np.int64], links: NDArray[np.int32]
-):
+def take_block(size_class: int, lists: NDArray[np.int64], links: NDArray[np.int32]) -> int:
     """Take a block off its free list or off the pool's end; ``NO_BLOCK`` when the pool is full.
 
     ``links`` is any int32 array of the pool: a free block keeps the next one's place in its
     first slot, counted in smallest blocks so that it fits.
     """
-    head = lists[size_class]
+    head = int(lists[size_class])
     if head != NO_BLOCK:
-        link = np.int64(links[head])
+        link = int(links[head])
         lists[size_class] = link * SMALLEST if link >= 0 else NO_BLOCK
         return head
-    used = lists[N_CLASSES]
+    used = int(lists[N_CLASSES])
     size = SMALLEST << size_class
     if used + size > links.shape[0]:
         return NO_BLOCK
@@ -55,9 +53,9 @@ def take_block(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def give_block(  # type: ignore[no-untyped-def]
+def give_block(
     block: int, size_class: int, lists: NDArray[np.int64], links: NDArray[np.int32]
-):
+) -> None:
     """Put a block back on its class's free list."""
     head = lists[size_class]
     links[block] = np.int32(head // SMALLEST) if head != NO_BLOCK else np.int32(NO_BLOCK)

@@ -22,7 +22,14 @@ _TINY: Final = np.float32(1e-30)
 
 
 @njit(cache=True)
-def _add_decayed(rows, ts_ms, amounts, sums, half_lives_ms, reference_ms):  # type: ignore[no-untyped-def]
+def _add_decayed(
+    rows: NDArray[np.int64],
+    ts_ms: NDArray[np.int64],
+    amounts: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    half_lives_ms: NDArray[np.int64],
+    reference_ms: NDArray[np.int64],
+) -> None:
     for n in range(rows.shape[0]):
         for h in range(half_lives_ms.shape[0]):
             age = (ts_ms[n] - reference_ms[h]) / half_lives_ms[h]
@@ -83,7 +90,7 @@ class DecayedCounts:
         return factors
 
     def stored(self, n_rows: int) -> NDArray[np.float64]:
-        """Return the sums (n_rows, H) as of the reference time: a view, to be scaled by the reader."""
+        """Return the sums (n_rows, H) as of the reference time: a view, the reader scales it."""
         self._sums = grown(self._sums, n_rows)
         return self._sums[:n_rows]
 
@@ -113,7 +120,18 @@ class DecayedCounts:
 
 
 @njit(cache=True)
-def _add_pair(source, other, weight, m, others, weights, lists, starts, sizes, classes):  # type: ignore[no-untyped-def]
+def _add_pair(
+    source: int,
+    other: int,
+    weight: np.float32,
+    m: int,
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    lists: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    classes: NDArray[np.int8],
+) -> None:
     """Add to one directed pair; the pool has room for one more block."""
     start, size = starts[source], sizes[source]
     least = start
@@ -143,10 +161,23 @@ def _add_pair(source, other, weight, m, others, weights, lists, starts, sizes, c
 
 
 @njit(cache=True)
-def _add_visits(  # type: ignore[no-untyped-def]
-    items, ts_ms, history, history_ts_ms, m, half_life_ms, gap_half_life_ms, reference_ms,
-    others, weights, lists, starts, sizes, classes, mass,
-):  # fmt: skip
+def _add_visits(
+    items: NDArray[np.int64],
+    ts_ms: NDArray[np.int64],
+    history: NDArray[np.int64],
+    history_ts_ms: NDArray[np.int64],
+    m: int,
+    half_life_ms: int,
+    gap_half_life_ms: int,
+    reference_ms: int,
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    lists: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    classes: NDArray[np.int8],
+    mass: NDArray[np.float32],
+) -> None:
     """Pair each visit with those before it."""
     for n in range(items.shape[0]):
         item = items[n]
@@ -164,7 +195,16 @@ def _add_visits(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _gather(history, trust, others, weights, starts, sizes, mass, cosines):  # type: ignore[no-untyped-def]
+def _gather(
+    history: NDArray[np.int64],
+    trust: NDArray[np.float32],
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    mass: NDArray[np.float32],
+    cosines: NDArray[np.float32],
+) -> None:
     """Add one history's cosines to ``cosines`` (N,)."""
     for k in range(history.shape[0]):
         item = history[k]
@@ -177,9 +217,19 @@ def _gather(history, trust, others, weights, starts, sizes, mass, cosines):  # t
 
 
 @njit(cache=True)
-def _add_log(  # type: ignore[no-untyped-def]
-    scores, factors, scale, history, trust, others, weights, starts, sizes, mass, cosines
-):
+def _add_log(
+    scores: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    scale: float,
+    history: NDArray[np.int64],
+    trust: NDArray[np.float32],
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    mass: NDArray[np.float32],
+    cosines: NDArray[np.float32],
+) -> None:
     for n in range(history.shape[0]):
         _gather(history[n], trust[n], others, weights, starts, sizes, mass, cosines)
         for k in range(history.shape[1]):
@@ -195,7 +245,18 @@ def _add_log(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _look_up(history, trust, candidates, others, weights, starts, sizes, mass, cosines, found):  # type: ignore[no-untyped-def]
+def _look_up(
+    history: NDArray[np.int64],
+    trust: NDArray[np.float32],
+    candidates: NDArray[np.int64],
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    mass: NDArray[np.float32],
+    cosines: NDArray[np.float32],
+    found: NDArray[np.float32],
+) -> None:
     for n in range(history.shape[0]):
         _gather(history[n], trust[n], others, weights, starts, sizes, mass, cosines)
         for c in range(candidates.shape[0]):
@@ -296,7 +357,7 @@ class Covisitation:
         factors: NDArray[np.float32],
         scale: float,
     ) -> None:
-        r"""Add :math:`f_b \log(1 + \mathrm{scale} \cdot s_i)` to a whole catalogue's scores, in place.
+        r"""Add :math:`f_b \log(1 + \mathrm{scale} \cdot s_i)` to a catalogue's scores, in place.
 
         Parameters
         ----------
@@ -340,7 +401,9 @@ class Covisitation:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         block = slice(self._starts[item], self._starts[item] + self._sizes[item])
         others = self._others[block].astype(np.int64)
-        cosines = self._weights[block] / np.sqrt(self._mass[item] * self._mass[others])
+        # Root by root: the product of two masses may be more than a 32-bit float holds.
+        roots = np.sqrt(self._mass[item] + _TINY) * np.sqrt(self._mass[others] + _TINY)
+        cosines = self._weights[block] / roots
         order = np.argsort(-cosines, kind="stable")
         return others[order], cosines[order]
 

@@ -24,8 +24,8 @@ DAY_MS: Final = 24 * HOUR_MS
 
 
 @njit(cache=True)
-def _previous_of_user(users, last):  # type: ignore[no-untyped-def]
-    """Link each event to the same user's event before it in the batch; ``last`` is all -1, and is again after."""
+def _previous_of_user(users: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Link each event to its user's event before it; ``last`` is all -1, and is again after."""
     previous = np.empty(users.shape[0], np.int64)
     for n in range(users.shape[0]):
         previous[n] = last[users[n]]
@@ -84,7 +84,7 @@ class View:
 
     def __len__(self) -> int:
         """Count the events."""
-        return self.users.shape[0]
+        return len(self.users)
 
     def seen(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return what each event's user had met before it, as CSR: pointers (B + 1,), item rows."""
@@ -237,7 +237,7 @@ class TemporalGraph:
         self.steps += 1
 
     def retract(self, batch: FeedbackBatch) -> None:
-        """Hide the edges that a batch's retractions name; one not here yet is hidden when it comes."""
+        """Hide the edges that a batch's retractions name, also those that are yet to come."""
         rows = np.flatnonzero(batch.kind == Kind.RETRACTION)
         if rows.size == 0:
             return
@@ -256,7 +256,7 @@ class TemporalGraph:
         return other
 
     def state_hash(self) -> str:
-        """Return the digest of the kept edges by external ids: the same for any order of arrival."""
+        """Return the digest of the kept edges, by external ids: no order of arrival shows."""
         return self.edges.state_hash(self.users, self.items)
 
     def content(self) -> State:

@@ -412,7 +412,6 @@ class Ids:
                 f"ids: want {int(used.sum())} bytes of text and {n_free} free rows for"
                 f" {lengths.size} rows, got {text.size} and {free.size}; use an older snapshot"
             )
-        self.__init__()  # type: ignore[misc]
         spans = np.zeros(max(lengths.size, 128), SPAN)
         spans["length"][: lengths.size] = lengths
         spans["start"][: lengths.size] = np.cumsum(used) - used

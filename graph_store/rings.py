@@ -3,8 +3,8 @@
 A row's edges stand in a block of their own, oldest first by ``(ts_ms, key)``. A block that is
 full moves to a larger one: one that another row left behind, or a new one at the pool's end.
 When the pool is full and more than a ninth of it is left behind, or edges may have become too
-old to be seen, the blocks are moved together; then it grows by a quarter. So the slack is bounded whatever the degrees are, and a move is paid
-for by the appends since the one before.
+old to be seen, the blocks are moved together; then it grows by a quarter. So the slack is
+bounded whatever the degrees are, and a move is paid for by the appends since the one before.
 
 The kernels never allocate. They stop where room runs out, and the caller grows and goes on.
 """
@@ -141,14 +141,17 @@ def touch(nodes: Records, pool: Records, row: int) -> np.uint64:
 
 
 @njit(cache=True)
-def retract(nodes: Records, pool: Records, k: int, row: int, ts_ms: int, key: np.uint64) -> bool:
+def retract(
+    nodes: Records, pool: Records, k: int, row: int, other: int, ts_ms: int, key: np.uint64
+) -> bool:
     """Mark an edge as taken back; False if it is not there yet but could still come in."""
     if row >= nodes.shape[0]:
         return False
     start, size = nodes[row].start, int(nodes[row].size)
     for at in range(start, start + size):
         if pool[at].ts_ms == ts_ms and pool[at].key == key:
-            pool[at].kind |= RETRACTED
+            if pool[at].other == other:
+                pool[at].kind |= RETRACTED
             return True
     return size == k and precedes(ts_ms, key, pool[start].ts_ms, pool[start].key)
 

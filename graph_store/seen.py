@@ -19,7 +19,7 @@ from graph_store.blocks import (
 
 
 @njit(cache=True)
-def _place(pool, start, size, item):  # type: ignore[no-untyped-def]
+def _place(pool: NDArray[np.int32], start: int, size: int, item: int) -> int:
     """Return where ``item`` stands, or belongs, in a sorted block."""
     low, high = start, start + size
     while low < high:
@@ -32,10 +32,19 @@ def _place(pool, start, size, item):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _add(users, items, first, pool, lists, starts, sizes, classes):  # type: ignore[no-untyped-def]
+def _add(
+    users: NDArray[np.int64],
+    items: NDArray[np.int64],
+    first: int,
+    pool: NDArray[np.int32],
+    lists: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    classes: NDArray[np.int8],
+) -> int:
     """Add pairs from index ``first`` on; return the index where the pool ran out, or the end."""
     for n in range(first, users.shape[0]):
-        user, item = users[n], np.int32(items[n])
+        user, item = users[n], int(items[n])
         size = sizes[user]
         place = _place(pool, starts[user], size, item)
         if size and place < starts[user] + size and pool[place] == item:
@@ -56,11 +65,18 @@ def _add(users, items, first, pool, lists, starts, sizes, classes):  # type: ign
             pool[slot] = pool[slot - 1]
         pool[place] = item
         sizes[user] = size + 1
-    return users.shape[0]
+    return len(users)
 
 
 @njit(cache=True)
-def _gather(users, items, previous, pool, starts, sizes):  # type: ignore[no-untyped-def]
+def _gather(
+    users: NDArray[np.int64],
+    items: NDArray[np.int64],
+    previous: NDArray[np.int64],
+    pool: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return CSR pointers and items: each event's user's set, with the batch's earlier events."""
     n_events = users.shape[0]
     pointers = np.zeros(n_events + 1, np.int64)

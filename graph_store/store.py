@@ -152,8 +152,8 @@ def _retract(
     """Mark the edges on both sides; return which retractions may still meet their event."""
     waits = np.empty(user.shape[0], np.bool_)
     for n in range(user.shape[0]):
-        at_user = retract(users, user_pool, k_user, user[n], ts_ms[n], key[n])
-        at_item = retract(items, item_pool, k_item, item[n], ts_ms[n], key[n])
+        at_user = retract(users, user_pool, k_user, user[n], item[n], ts_ms[n], key[n])
+        at_item = retract(items, item_pool, k_item, item[n], user[n], ts_ms[n], key[n])
         waits[n] = not (at_user and at_item)
     return waits
 

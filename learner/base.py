@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
     name: str
     gate: float  # learned factor of the component's share of the score
-    gain_nats: float  # loss that its absence would have added per positive, decayed mean; NaN: unmeasured
+    gain_nats: float  # loss per positive that its absence would have added; NaN: not measured yet
     open: bool  # False: closed, costs nothing
 
 
@@ -39,8 +39,8 @@ class Vectors(NamedTuple):
 class Model(Protocol):
     """A recommender that learns from one micro-batch after another.
 
-    A step is ``score``, then ``learn``, then the graph's ``append``: nothing is learned from an event
-    before the prediction that it tests, and both see items as of the batch's start.
+    A step is ``score``, then ``learn``, then the graph's ``append``: nothing is learned from an
+    event before the prediction that it tests, and both see items as of the batch's start.
     """
 
     def score(self, view: View, events: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
-"""What counting adds to a model's score: popularity and click rate at several half-lives, co-visitation.
+"""What counting adds to a model's score: decayed popularity and click rate, co-visitation.
 
-The features and the formula are plain numpy and Numba; the model learns the weights with the rest, and
-whoever has the published counts and weights gets the same numbers.
+The features and the formula are plain numpy and Numba; the model learns the weights with the
+rest, and whoever has the published counts and weights gets the same numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ N_LENGTHS: Final = len(LENGTH_EDGES) + 1
 
 
 @njit(cache=True)
-def _features(positives, shown, fall, shown_fall, rows, popularity, click_rate):  # type: ignore[no-untyped-def]
+def _features(
+    positives: NDArray[np.float64],
+    shown: NDArray[np.float64],
+    fall: NDArray[np.float64],
+    shown_fall: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    popularity: NDArray[np.float32],
+    click_rate: NDArray[np.float32],
+) -> None:
     n_half_lives = positives.shape[1]
     for h in range(n_half_lives):
         total, shows = 0.0, 0.0
@@ -60,8 +68,9 @@ def count_features(
     .. math:: p_{i,h} = \log(1 + c_{i,h}), \qquad
               q_{i,h} = \log \frac{(c_{i,h} + m \bar q_h) / (n_{i,h} + m)}{\bar q_h}
 
-    with decayed positives :math:`c`, shows :math:`n`, their ratio over all items :math:`\bar q_h`, and
-    :math:`m` prior shows: an item that nobody was shown has the average rate, and the feature 0.
+    with decayed positives :math:`c`, shows :math:`n`, their ratio over all items
+    :math:`\bar q_h`, and :math:`m` prior shows: an item that nobody was shown has the average
+    rate, and the feature 0.
 
     Parameters
     ----------
@@ -95,7 +104,7 @@ def count_features(
 
 
 def trust(history: Neighbours) -> NDArray[np.float32]:
-    """Return how much each history item (B, K) says through co-visitation: positives only, recent first."""
+    """Return how far each history item (B, K) is trusted: positives only, the latest most."""
     liked = (history.kind >= 0) & (history.kind <= Kind.IMPLICIT_POSITIVE)
     decay = TRUST_DECAY ** np.arange(history.kind.shape[1], dtype=np.float32)
     return np.where(liked, decay, 0).astype(np.float32)
@@ -103,7 +112,8 @@ def trust(history: Neighbours) -> NDArray[np.float32]:
 
 def length_class(history: Neighbours) -> NDArray[np.int64]:
     """Return which history-length class each event falls in, (B,)."""
-    return np.digitize((history.nodes >= 0).sum(1), LENGTH_EDGES)
+    length: NDArray[np.int64] = (history.nodes >= 0).sum(1)
+    return np.digitize(length, LENGTH_EDGES)
 
 
 def covisitation_features(
@@ -111,4 +121,5 @@ def covisitation_features(
 ) -> NDArray[np.float32]:
     """Return ``log(1 + 50 c)`` of shared candidates after each history, (B, C)."""
     scores = pairs.pairs(history.nodes, trust(history), candidates)
-    return np.log1p(COVISITATION_SCALE * scores)
+    features: NDArray[np.float32] = np.log1p(COVISITATION_SCALE * scores)
+    return features

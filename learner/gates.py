@@ -16,11 +16,11 @@ _PAUSE_POSITIVES: Final = 2_500
 class Gates:
     r"""Decides which parts stay open, by the loss that each one's absence would have added.
 
-    The gain of part :math:`p` on a batch is :math:`\bar\ell(s - s_p) - \bar\ell(s)` in nats per positive,
-    measured before the batch is learned from. Scores are sums of parts, so that it takes no second
-    model. After ``settle`` positives the part that falls shortest of its price is closed; then the
-    next, after a pause. A closed part stays closed for the life of the model (a retrained one
-    starts anew) and costs nothing.
+    The gain of part :math:`p` on a batch is :math:`\bar\ell(s - s_p) - \bar\ell(s)` in nats per
+    positive, measured before the batch is learned from. Scores are sums of parts, so that it
+    takes no second model. After ``settle`` positives the part that falls shortest of its price
+    is closed; then the next, after a pause. A closed part stays closed for the life of the model
+    (a retrained one starts anew) and costs nothing.
 
     Parameters
     ----------

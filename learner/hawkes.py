@@ -30,7 +30,8 @@ def excitation(age_h: Tensor, amplitude: Tensor, rate_per_h: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> excitation(torch.tensor([0.0]), torch.tensor([[2.0, 1.0]]), torch.tensor([1.0, 0.1])).tolist()
+    >>> now, amplitude = torch.tensor([0.0]), torch.tensor([[2.0, 1.0]])
+    >>> excitation(now, amplitude, torch.tensor([1.0, 0.1])).tolist()
     [3.0]
 
     """

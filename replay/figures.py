@@ -73,7 +73,7 @@ def degradation(report: Mapping[str, Any], *, limit: float) -> str:
         axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
         top = len(rows) - 0.35
         _note(axes, 0.0, top, "our bar: 0", INK, right=True)
-        _note(axes, limit, top, f"limit: {limit:.0%}", FROZEN, right=False)
+        _note(axes, limit, top - 0.35, f"limit: {limit:.0%}", FROZEN, right=False)
         axes.xaxis.set_major_formatter(lambda value, _: _percent(value))
         axes.set_xlabel("what going online costs of NDCG@10 (left of 0 it gains)")
         return _svg(figure, "degradation")
@@ -188,17 +188,16 @@ def classes(report: Mapping[str, Any]) -> str:
 
 
 def parts(report: Mapping[str, Any]) -> str:
-    """Draw what each part of the model contributed."""
-    rows = [row for row in report["parts"] if row["contribution"] is not None]
+    """Draw what the absence of each part of the model would have cost."""
+    rows = [row for row in report["parts"] if row["gain_nats"] is not None]
     with mpl.rc_context(_STYLE):
         figure, axes = _plot(0.7 + 0.32 * len(rows))
         for y, row in enumerate(reversed(rows)):
             colour = ONLINE if row["open"] else OTHER
-            axes.barh(y, row["contribution"], color=colour, height=0.55)
+            axes.barh(y, row["gain_nats"], color=colour, height=0.55)
         axes.set_yticks(range(len(rows)), [row["part"] for row in reversed(rows)])
         axes.grid(axis="x")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_xlabel("share of what moves the scores")
+        axes.set_xlabel("nats per positive")
         return _svg(figure, "parts")
 
 

@@ -12,10 +12,21 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from learner.base import Part
 from replay import bootstrap
-from replay.metrics import Catalogue, Outcomes, TestEvents, buckets, gain, summarise
+from replay.metrics import (
+    CUTOFFS,
+    RANK_METRICS,
+    Catalogue,
+    Outcomes,
+    TestEvents,
+    buckets,
+    gain,
+    summarise,
+)
 from replay.page import page
 from stream.errors import BadOutput
 
@@ -28,8 +39,7 @@ OFFLINE: Final = ("static", "frozen", "frozen_counts", "retrain")
 LEARNERS: Final = ("online", "delayed", *OFFLINE)
 """Systems that run the project's own model; any other is a baseline."""
 
-INTERVAL_METRICS: Final = ("hr@10", "ndcg@10")
-COMPARED_METRICS: Final = ("ndcg@10", "hr@10", "mrr@10", "ndcg@20", "hr@20")
+INTERVAL_METRICS: Final = tuple(f"{name}@{k}" for k in CUTOFFS for name in ("hr", "ndcg"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,29 +79,6 @@ class SystemResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One part of the model at the end of the replay.
-
-    Parameters
-    ----------
-    part
-        Name.
-    gate
-        Weight that the stream gave it.
-    contribution
-        How much it moves the scores: its share of what all parts do, 0 to 1.
-    open
-        Whether it is still computed.
-
-    """
-
-    part: str
-    gate: float | None
-    contribution: float | None
-    open: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReplayResult:
     """All that a replay found, before any figure is worked out.
 
@@ -127,7 +114,7 @@ class ReplayResult:
     data
         Facts of the log: rows, users, items, first and last time, fingerprint, share of ties ...
     parts
-        What each part of the model contributed.
+        What each part of the online model is worth.
     notes
         What a reader has to know: "the log was not in time order: sorted" ...
 
@@ -206,9 +193,9 @@ def build_report(result: ReplayResult, *, draws: int = bootstrap.DRAWS) -> dict[
         "curve": _curve(events, ranks, draws=draws, seed=result.seed),
         "parts": [
             {
-                "part": part.part,
+                "part": part.name,
                 "gate": part.gate,
-                "contribution": part.contribution,
+                "gain_nats": _defined(part.gain_nats),
                 "open": part.open,
             }
             for part in result.parts
@@ -257,26 +244,25 @@ def write_report(report: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
         ) from error
 
 
-def table(report: Mapping[str, Any]) -> Table:
-    """Return the systems with their intervals, best NDCG@10 first, for a terminal."""
-    found = Table(title=f"{report['dataset']}: {report['split']['test_events']:,} test events")
-    found.add_column("system")
-    for heading in ("HR@10", "95 %", "NDCG@10", "95 %", "MRR@10", "AUC +/-", "events/s", "CPU s"):
-        found.add_column(heading, justify="right")
+def table(report: Mapping[str, Any], *, k: int = 10) -> Table:
+    """Return the systems with their intervals, best NDCG@k first, for a terminal of 80 columns."""
+    title = f"{report['dataset']}: {report['split']['test_events']:,} ranked test events"
+    found = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    found.add_column("system", no_wrap=True)
+    for heading in (f"HR@{k}", "95 %", f"NDCG@{k}", "95 %", "AUC +/-", "events/s"):
+        found.add_column(heading, justify="right", no_wrap=True)
     systems = report["systems"]
-    for name in sorted(systems, key=lambda name: -(systems[name]["ndcg@10"] or 0.0)):
+    for name in sorted(systems, key=lambda name: -(systems[name][f"ndcg@{k}"] or 0.0)):
         system = systems[name]
         found.add_row(
             name,
             *(
                 text
-                for metric in INTERVAL_METRICS
+                for metric in (f"hr@{k}", f"ndcg@{k}")
                 for text in (_digits(system[metric]), _range(system["intervals"][metric]))
             ),
-            _digits(system["mrr@10"]),
             _digits(system["auc_pos_neg"], 3),
             "-" if system["events_per_s"] is None else f"{system['events_per_s']:,.0f}",
-            f"{system['cpu_s']:.1f}",
             style="bold" if name == "online" else None,
         )
     return found
@@ -290,7 +276,7 @@ class _Drawn:
         ranks: Mapping[str, NDArray[np.float64]],
         users: NDArray[np.int64],
         *,
-        metrics: Sequence[str] = COMPARED_METRICS,
+        metrics: Sequence[str] = RANK_METRICS,
         draws: int,
         seed: int,
     ) -> None:
@@ -417,4 +403,4 @@ def _digits(value: float | None, digits: int = 4) -> str:
 
 
 def _range(found: Mapping[str, float | None]) -> str:
-    return f"{_digits(found['low'])}-{_digits(found['high'])}"
+    return f"{_digits(found['low'], 3)}-{_digits(found['high'], 3)}"

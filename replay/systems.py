@@ -1,4 +1,4 @@
-"""The ways to run one model over a stream: learned online, frozen, retrained, delayed, or standing still."""
+"""The ways to run one model over a stream: online, frozen, retrained, delayed, standing still."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class System(Protocol):
     """Something that recommends while the stream goes by."""
 
     def score(self, view: View, events: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Score every candidate for some events of a view, (b, n_items); minus infinity: unknown to it."""
+        """Score every candidate for some events of a view, (b, n_items); -inf: unknown to it."""
         ...
 
     def learn(self, view: View) -> object:
@@ -154,9 +154,7 @@ class Delayed:
 
     def state(self) -> State:
         """Return the states of model and graph, and what waits."""
-        waiting = [
-            {**events._asdict(), "weight": weight} for events, weight in self._waiting
-        ]
+        waiting = [{**events._asdict(), "weight": weight} for events, weight in self._waiting]
         return {
             "model": self.model.state(),
             "graph": self.graph.content(),

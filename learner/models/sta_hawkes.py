@@ -22,7 +22,8 @@ and the batch's other positives; explicit negatives add a small weighted term of
 Departures. From the Transformer Hawkes Process (Zuo et al., ICML 2020, arXiv:2002.09291): one layer, no
 self-attention among past events, the kernel instead of a softplus intensity, no likelihood term, and the
 kernel is cut off after K events. From TGN (Rossi et al., arXiv:2006.10637): no node memory; the ring of
-last edges and the rows are the state.
+last edges and the rows are the state, and no gradient flows into the rows of an item's neighbours: they
+learn from their own events.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ from learner.fusion import (
 from learner.gates import Gates
 from learner.hawkes import excitation
 from learner.losses import dislike, sampled_softmax
-from learner.optim import RowTable
+from learner.optim import Adam, RowTable
 from stream.events import N_CLASSES, Kind
 
 EVENT_PARTS: Final = ("pool", "attention", "hawkes")
 SLOW_PARTS: Final = ("attention", "neighbours")
 """Parts that make a step half as long again: they have to earn it."""
 
-_MEASURE_EVERY: Final = 8
+_MEASURE_EVERY: Final = 16
 """Steps between two measurements of what the parts are worth."""
 
 PARTS: Final = (
@@ -122,17 +123,17 @@ class _Dense(nn.Module):
         self.covisitation = start(N_LENGTHS, at=0.5)
 
 
-def _laid_in_one(parameters: list[nn.Parameter]) -> Tensor:
-    """Lay small parameters and their gradients side by side, so that one operation moves them all."""
+def _laid_in_one(parameters: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
+    """Lay small parameters, and their gradients, side by side, so that one operation moves all."""
     flat = torch.cat([parameter.detach().ravel() for parameter in parameters])
-    flat.grad = torch.zeros_like(flat)
+    gradient = torch.zeros_like(flat)
     first = 0
     for parameter in parameters:
         part = slice(first, first + parameter.numel())
         parameter.data = flat[part].view(parameter.shape)
-        parameter.grad = flat.grad[part].view(parameter.shape)
+        parameter.grad = gradient[part].view(parameter.shape)
         first += parameter.numel()
-    return flat
+    return flat, gradient
 
 
 _FIRST_GATE: Final = {"attention": 0.3, "hawkes": 0.3, "neighbours": 0.3}
@@ -198,30 +199,26 @@ class STAHawkes:
         )
         self._bias = RowTable(1, lr=config.bias_lr, std=0.0, seed=config.seed, **table)
         self.dense = _Dense(config, k=k, n_half_lives=n_half_lives).to(self._device)
-        self._flat = _laid_in_one(list(self.dense.parameters()))
-        self._adam = torch.optim.Adam([self._flat], lr=config.dense_lr, fused=True)
+        self._gate = dict(self.dense.gate.items())  # a plain dict: looked up several times a step
+        self._flat, self._gradient = _laid_in_one(list(self.dense.parameters()))
+        self._adam = Adam(self._flat, lr=config.dense_lr)
         prices = {
             name: config.price_nats if name in SLOW_PARTS else -config.tolerance_nats
             for name in config.parts
         }
         self._gates = Gates(prices, settle=config.settle)
         self._place = np.zeros(0, np.int64)
+        self._known: tuple[View, Tensor, Tensor] | None = None  # the catalogue of the last view
 
     def score(self, view: View, events: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score every item known at the view's start, (b, n_items)."""
         self._grow(view)
-        everything = np.arange(view.n_items)
         history = _take(view.history, events)
         with torch.no_grad():
             items = _Rows(self._items.weight, self._to(np.maximum(history.nodes, 0)))
             users = _Rows(self._users.weight, self._to(view.users[events]))
             h, _, _ = self._user(view.ts_ms[events], history, items, users)
-            z = self._items.weight[: view.n_items]
-            if "neighbours" in self._gates.open:
-                z = z + self._neighbour_share(*self._neighbours_of(view, everything))
-            base = self._bias.weight[: view.n_items, 0]
-            for share in self._count_shares(view, everything).values():
-                base = base + share
+            z, base = self._catalogue(view)
             scores: NDArray[np.float32] = torch.addmm(base, h, z.T).cpu().numpy()
             if "covisitation" in self._gates.open:
                 weight = self._covisitation_weight(history).cpu().numpy()
@@ -232,6 +229,7 @@ class STAHawkes:
 
     def learn(self, view: View) -> Learned:
         """Take one step on a view's positives and explicit negatives."""
+        self._known = None
         self._grow(view)
         self._place_new_items(view)
         positives = np.flatnonzero(view.positive)
@@ -251,21 +249,18 @@ class STAHawkes:
         items = _Rows(leaf, self._to(at[n_candidates:]).view(history.nodes.shape))
         own = self._to(at[:n_candidates])
 
-        near = self._neighbours_of(view, candidates) if "neighbours" in self._gates.open else None
-        wanted = [view.users[events]] if near is None else [view.users[events], near[0].ravel()]
-        user_rows, at = _compact(np.concatenate(wanted), self._place)
+        user_rows, at = _compact(view.users[events], self._place)
         user_leaf = self._users.leaf(self._to(user_rows))
-        users = _Rows(user_leaf, self._to(at[: events.shape[0]]))
+        users = _Rows(user_leaf, self._to(at))
 
         # h is (P + E, D)
         h, weights, own_share = self._user(view.ts_ms[events], history, items, users)
         z = F.embedding(own, leaf)  # (C, D)
         shares: dict[str, Tensor] = self._count_shares(view, candidates)
         base = F.embedding(own, bias).squeeze(1) + sum(shares.values())  # (C,)
-        if near is not None:
-            index = self._to(at[events.shape[0] :]).view(near[0].shape)
-            neighbour_share = self._neighbour_share(index, near[1], user_leaf)
-            z = z + neighbour_share
+        if "neighbours" in self._gates.open:
+            around = self._neighbour_share(view, candidates)
+            z = z + around
         logits = torch.addmm(base, h, z.T)  # (P + E, C)
         if "covisitation" in self._gates.open:
             features = covisitation_features(view.graph.covisitation, history, candidates)
@@ -286,8 +281,8 @@ class STAHawkes:
             with torch.no_grad():
                 shares |= {name: _bag(items, each) @ z.T for name, each in weights.items()}
                 shares["user"] = own_share @ z.T
-                if near is not None:
-                    shares["neighbours"] = h @ neighbour_share.T
+                if "neighbours" in self._gates.open:
+                    shares["neighbours"] = h @ around.T
                 self._measure(softmax, sampled, loss, shares)
         total = (loss * softmax.weight).sum()
         if rejected.size:
@@ -311,7 +306,7 @@ class STAHawkes:
         with torch.no_grad():
             z = self._items.weight[self._to(items)]
             if "neighbours" in self._gates.open:
-                z = z + self._neighbour_share(*self._neighbours_of(view, items))
+                z = z + self._neighbour_share(view, items)
             return Vectors(items, z.cpu().numpy(), self._bias.weight[self._to(items), 0].cpu().numpy())
 
     def user_vectors(self, view: View, events: NDArray[np.int64]) -> Vectors:
@@ -329,7 +324,7 @@ class STAHawkes:
         return [
             Part(
                 name,
-                float(self.dense.gate[name].detach()) if name in self._gates.open else 0.0,
+                float(self._gate[name].detach()) if name in self._gates.open else 0.0,
                 self._gates.gain_nats[name],
                 name in self._gates.open,
             )
@@ -344,7 +339,7 @@ class STAHawkes:
             "covisitation": self.dense.covisitation,
         }
         return {
-            name: (weight * self.dense.gate[name]).detach().cpu().numpy()
+            name: (weight * self._gate[name]).detach().cpu().numpy()
             for name, weight in weights.items()
             if name in self._gates.open
         }
@@ -356,28 +351,23 @@ class STAHawkes:
 
     def state(self) -> dict[str, Any]:
         """Return all that a restart needs."""
-        moments = self._adam.state_dict()["state"].get(0, {})
         return {
             "items": self._items.state(),
             "users": self._users.state(),
             "bias": self._bias.state(),
             "dense": self._flat.cpu().numpy().copy(),
-            "adam": {name: value.cpu().numpy().copy() for name, value in moments.items()},
+            "adam": self._adam.state(),
             "gates": self._gates.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become what :meth:`state` described."""
+        self._known = None
         self._items.restore(state["items"])
         self._users.restore(state["users"])
         self._bias.restore(state["bias"])
         self._flat.copy_(torch.from_numpy(np.array(state["dense"])))
-        adam = self._adam.state_dict()
-        moments = {
-            name: torch.from_numpy(np.array(value)) for name, value in state["adam"].items()
-        }
-        adam["state"] = {0: moments} if moments else {}
-        self._adam.load_state_dict(adam)
+        self._adam.restore(state["adam"])
         self._gates.restore(state["gates"])
 
     def _event_weights(
@@ -392,7 +382,7 @@ class STAHawkes:
         weights: dict[str, Tensor] = {}
         if "pool" in is_open:
             share = _softmax(dense.pool_rank + dense.pool_class[kind], present)
-            weights["pool"] = share * dense.pool_sign[kind] * dense.gate["pool"]
+            weights["pool"] = share * dense.pool_sign[kind] * self._gate["pool"]
         if "attention" in is_open or "hawkes" in is_open:
             age_ms = np.where(history.nodes >= 0, ts_ms[:, None] - history.ts_ms, 0)
             age_h = self._to((age_ms / HOUR_MS).astype(np.float32))
@@ -402,10 +392,10 @@ class STAHawkes:
             decay = F.softplus(dense.attention_decay) * age_h / 24
             logits = content / self.config.dim**0.5 + dense.attention_rank - decay
             share = _softmax(logits + dense.attention_class[kind], present)
-            weights["attention"] = share * dense.gate["attention"]
+            weights["attention"] = share * self._gate["attention"]
         if "hawkes" in is_open:
             share = excitation(age_h, dense.amplitude[kind], dense.log_rate.exp())
-            weights["hawkes"] = share * present * dense.gate["hawkes"]
+            weights["hawkes"] = share * present * self._gate["hawkes"]
         return weights
 
     def _user(
@@ -414,7 +404,7 @@ class STAHawkes:
         """Return user vectors (B, D), and what they are made of: weights of events, own share."""
         own = F.embedding(users.index, users.matrix)  # (B, D)
         weights = self._event_weights(ts_ms, history, items, own)
-        own = own * self.dense.gate["user"] if "user" in self._gates.open else torch.zeros_like(own)
+        own = own * self._gate["user"] if "user" in self._gates.open else torch.zeros_like(own)
         if not weights:
             return own, weights, own
         return own + _bag(items, sum(weights.values())), weights, own
@@ -436,35 +426,42 @@ class STAHawkes:
         )
         weights = {"popularity": self.dense.popularity, "click_rate": self.dense.click_rate}
         return {
-            name: self._to(features[name]) @ (weights[name] * self.dense.gate[name])
+            name: self._to(features[name]) @ (weights[name] * self._gate[name])
             for name in is_open
         }
 
     def _covisitation_weight(self, history: Neighbours) -> Tensor:
-        by_length = self.dense.covisitation * self.dense.gate["covisitation"]
+        by_length = self.dense.covisitation * self._gate["covisitation"]
         return by_length[self._to(length_class(history))]
 
-    def _neighbours_of(
-        self, view: View, items: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the latest positive users of items (C, n) and the weights of their mean."""
+    def _neighbour_share(self, view: View, items: NDArray[np.int64]) -> Tensor:
+        """Return what the rows of their latest positive users add to item vectors, (C, D)."""
         near = view.graph.edges.items_latest(
             items, k=self.config.neighbours, before_ms=view.at_ms
         )
-        counts = (near.kind >= 0) & (near.kind <= Kind.IMPLICIT_POSITIVE)
-        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        return np.maximum(near.nodes, 0), share.astype(np.float32)
+        liked = (near.kind >= 0) & (near.kind <= Kind.IMPLICIT_POSITIVE)
+        share = liked / np.maximum(liked.sum(1, keepdims=True), 1)
+        with torch.no_grad():
+            mean = F.embedding_bag(
+                self._to(np.maximum(near.nodes, 0)),
+                self._users.weight,
+                per_sample_weights=self._to(share.astype(np.float32)),
+                mode="sum",
+            )
+        return mean * self._gate["neighbours"]
 
-    def _neighbour_share(
-        self, index: NDArray[np.int64] | Tensor, share: NDArray[np.float32], matrix: Tensor | None = None
-    ) -> Tensor:
-        """Return what the neighbours add to item vectors, (C, D)."""
-        return self.dense.gate["neighbours"] * F.embedding_bag(
-            index if isinstance(index, Tensor) else self._to(index),
-            self._users.weight if matrix is None else matrix,
-            per_sample_weights=self._to(share),
-            mode="sum",
-        )
+    def _catalogue(self, view: View) -> tuple[Tensor, Tensor]:
+        """Return vectors (N, D) and biases with counts (N,) of all known items, once for each view."""
+        if self._known is None or self._known[0] is not view:
+            everything = np.arange(view.n_items)
+            z = self._items.weight[: view.n_items]
+            if "neighbours" in self._gates.open:
+                z = z + self._neighbour_share(view, everything)
+            base = self._bias.weight[: view.n_items, 0]
+            for share in self._count_shares(view, everything).values():
+                base = base + share
+            self._known = view, z, base
+        return self._known[1:]
 
     def _sample(
         self, view: View, targets: NDArray[np.int64]
@@ -502,17 +499,16 @@ class STAHawkes:
         self, touched: tuple[tuple[RowTable, NDArray[np.int64], Tensor], ...], n_positives: int
     ) -> None:
         """Clip the gradients together, then move rows and dense parameters."""
-        grads = [leaf.grad for _, _, leaf in touched if leaf.grad is not None]
-        squares = [grad.square().sum() for grad in (*grads, self._flat.grad) if grad is not None]
-        norm = torch.stack(squares).sum().sqrt()
-        scale = (self.config.max_grad_norm * n_positives / norm).clamp(max=1.0)
-        for table, rows, leaf in touched:
-            if leaf.grad is not None:
-                table.step(self._to(rows), leaf.grad.mul_(scale))
-        if self._flat.grad is not None:
-            self._flat.grad.mul_(scale)
-            self._adam.step()
-            self._flat.grad.zero_()
+        moved = [each for each in touched if each[2].grad is not None]
+        grads = [leaf.grad for _, _, leaf in moved] + [self._gradient]
+        norm = float(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm())
+        if norm > (bound := self.config.max_grad_norm * n_positives):
+            for grad in grads:
+                grad.mul_(bound / norm)
+        for table, rows, leaf in moved:
+            table.step(self._to(rows), leaf.grad)
+        self._adam.step(self._gradient)
+        self._gradient.zero_()
 
     def _grow(self, view: View) -> None:
         """Make room for rows that the view names for the first time."""
@@ -526,10 +522,10 @@ class STAHawkes:
 
     def _place_new_items(self, view: View) -> None:
         """Start an item seen for the first time near what its first user did before."""
+        if view.items.max(initial=-1) < view.n_items:
+            return
         fresh, first = np.unique(view.items, return_index=True)
         first = first[fresh >= view.n_items]
-        if first.size == 0:
-            return
         history = view.history.nodes[first]
         present = history >= 0
         share = present / np.maximum(present.sum(1, keepdims=True), 1)

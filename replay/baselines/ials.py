@@ -9,6 +9,7 @@ import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy import sparse
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from replay.baselines.base import Batch, liked
 from replay.baselines.retraining import EVERY_MS, Interactions, Schedule
@@ -71,7 +72,8 @@ class Ials:
     def score(self, batch: Batch, events: NDArray[np.int64]) -> NDArray[np.float32]:
         """Fold the users in and score by the product of factors."""
         if self._schedule.due(batch.at_ms):
-            with self._schedule:
+            # One thread: the solver's own threads and those of BLAS wait for each other.
+            with self._schedule, threadpool_limits(1, user_api="blas"):
                 self._retrain(batch.n_items)
         factors = self._model.item_factors
         known = factors.shape[0]
@@ -116,12 +118,13 @@ class Ials:
         self._model.fit(likes, show_progress=False)
 
     def _with(self, item_factors: NDArray[np.float32]) -> AlternatingLeastSquares:
-        model = AlternatingLeastSquares(
-            factors=DIM,
-            regularization=REGULARISATION,
-            alpha=1.0,
-            num_threads=1,
-            random_state=self._seed,
-        )
+        with threadpool_limits(1, user_api="blas"):  # or implicit warns of several
+            model = AlternatingLeastSquares(
+                factors=DIM,
+                regularization=REGULARISATION,
+                alpha=1.0,
+                num_threads=1,
+                random_state=self._seed,
+            )
         model.item_factors = item_factors
         return model

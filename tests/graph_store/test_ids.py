@@ -83,6 +83,15 @@ def test_ids_of_a_large_table_keep_their_rows_while_it_grows_and_expires() -> No
     assert len(ids) == 50_000
 
 
+def test_ids_whose_hashes_meet_in_the_table_stay_apart() -> None:
+    ids = Ids()
+    names = [str(n) for n in range(300_000)]
+    assert ids.rows(names).tolist() == list(range(300_000))
+    tags = ids.digests() >> np.uint64(32)  # what the table compares before it looks at the text
+    assert np.unique(tags).size < 300_000
+    assert ids.find(names).tolist() == list(range(300_000))
+
+
 def test_text_of_expired_ids_does_not_pile_up() -> None:
     ids = Ids()
     for batch in range(200):

@@ -101,6 +101,17 @@ def test_histories_agree_with_reading_and_appending_one_by_one(
         assert ours.histories(edges, k=k).nodes.shape == (0, k)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_histories_of_long_batches_agree_too(seed: int) -> None:
+    """More events of a user in one batch than it keeps, some taken back, some delivered again."""
+    draw = random.Random(seed)
+    before, taken_back, within = (draw.choices(EVENTS, k=size) for size in (20, 5, 30))
+    ours, plain = both([("append", before), ("retract", taken_back)])
+    edges = edges_of(sorted(within))
+    for k in range(1, K_USER + 2):
+        assert same(ours.histories(edges, k=k), plain.histories(edges, k=k))
+
+
 @given(steps=steps, order=st.randoms(use_true_random=False))
 def test_any_order_and_repetition_gives_the_same_hash(
     steps: list[Step], order: random.Random
@@ -167,6 +178,20 @@ def test_a_retraction_of_an_edge_older_than_all_kept_does_not_wait() -> None:
     assert store.n_waiting == 0
     store.append(old)
     assert store.users_latest(np.array([0]), k=1, before_ms=99).ts_ms.tolist() == [[10]]
+
+
+@pytest.mark.parametrize("first", ["event", "retraction"])
+@pytest.mark.parametrize("wrong", ["user", "item", "ts_ms"])
+def test_a_retraction_that_names_another_event_takes_nothing_back(first: str, wrong: str) -> None:
+    store, event = EdgeStore(), Event(ts_ms=5, key=1, user=0, item=0, kind=0)
+    gone = edges_of([event._replace(**{wrong: getattr(event, wrong) + 1})])
+    if first == "event":
+        store.append(edges_of([event]))
+    store.retract(gone.user, gone.item, gone.ts_ms, gone.key)
+    if first == "retraction":
+        store.append(edges_of([event]))
+    assert store.users_latest(np.array([0]), k=1, before_ms=9).nodes.tolist() == [[0]]
+    assert store.items_latest(np.array([0]), k=1, before_ms=9).nodes.tolist() == [[0]]
 
 
 def test_edges_beyond_the_age_limit_give_their_memory_back() -> None:

@@ -43,11 +43,12 @@ def by_hand(learner: OnlineLearner, view: View, event: int) -> NDArray[np.float6
     value = {name: p.detach().double().numpy() for name, p in dense.named_parameters()}
     own = user_rows[view.users[event]].astype(np.float64)
 
+    columns = (column[event].tolist() for column in view.history)
     past = [
-        (item, int(kind), (int(view.ts_ms[event]) - int(ts_ms)) / 3_600_000)
-        for item, ts_ms, kind in zip(*(column[event].tolist() for column in view.history), strict=True)
+        (item, kind, (int(view.ts_ms[event]) - ts_ms) / 3_600_000)
+        for item, ts_ms, kind in zip(*columns, strict=True)
         if item >= 0
-    ]  # fmt: skip
+    ]
     h = gate["user"] * own
     if past:
         pool = [value["pool_rank"][k] + value["pool_class"][s] for k, (_, s, _) in enumerate(past)]
@@ -95,8 +96,9 @@ def by_hand(learner: OnlineLearner, view: View, event: int) -> NDArray[np.float6
 
 def softmax(values: list[float]) -> NDArray[np.float64]:
     """Return the softmax, the plain way."""
-    powers = np.exp(np.array(values) - max(values))
-    return powers / powers.sum()
+    powers: NDArray[np.float64] = np.exp(np.array(values) - max(values))
+    shares: NDArray[np.float64] = powers / powers.sum()
+    return shares
 
 
 def test_scores_are_the_sum_of_the_parts_in_the_equations() -> None:
@@ -120,8 +122,8 @@ def test_a_part_that_is_switched_off_leaves_no_trace_in_the_scores(name: str) ->
         for key, parameter in model.dense.named_parameters():
             dict(whole.dense.named_parameters())[key].copy_(parameter)
         whole.dense.gate[name].zero_()
-    flat = whole.state()["dense"]
-    whole.restore({**state, "dense": flat, "adam": {}, "gates": whole.state()["gates"]})
+    own = whole.state()
+    whole.restore({**state, **{name: own[name] for name in ("dense", "adam", "gates")}})
     np.testing.assert_allclose(
         whole.score(view, np.array([3])), model.score(view, np.array([3])), rtol=1e-4, atol=1e-5
     )
@@ -135,7 +137,10 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero() -> None:
         model.dense.named_parameters(), start.named_parameters(), strict=True
     ):
         assert now.isfinite().all(), name
-        assert (now != before).all(), name
+        moved = now != before
+        if name == "covisitation":
+            moved = moved[1:]  # the weight of an empty history multiplies nothing
+        assert moved.all(), name
 
 
 def test_a_part_that_is_worth_too_little_is_closed_and_costs_nothing() -> None:
@@ -147,17 +152,19 @@ def test_a_part_that_is_worth_too_little_is_closed_and_costs_nothing() -> None:
 
 
 def test_an_explicit_negative_lowers_the_score_of_its_item() -> None:
-    learner = grown(explicit_negative=5.0)
-    disliked = feedback([(0, 2, 900, Kind.EXPLICIT_NEGATIVE), (1, 3, 900, Kind.EXPLICIT_POSITIVE)])
-    view = learner.graph.view(disliked)
-    item = int(learner.graph.items.find(["i2"])[0])
-    event = int(np.flatnonzero(view.items == item)[0])
-    before = learner.model.score(view, np.array([event]))[0]
-    for _ in range(3):
+    """Against the same model after the same batch, but that the user said nothing."""
+    scores = {}
+    for kind in (Kind.EXPLICIT_NEGATIVE, Kind.NONE):
+        learner = grown(explicit_negative=5.0)
+        view = learner.graph.view(
+            feedback([(0, 2, 900, kind), (1, 3, 901, Kind.EXPLICIT_POSITIVE)])
+        )
         learner.model.learn(view)
-    after = learner.model.score(view, np.array([event]))[0]
-    others = np.arange(view.n_items) != item
-    assert after[item] - before[item] < (after - before)[others].mean()
+        scores[kind] = learner.model.score(view, np.array([0]))[0]
+    item = int(learner.graph.items.find(["i2"])[0])
+    lower = scores[Kind.NONE] - scores[Kind.EXPLICIT_NEGATIVE]
+    assert lower[item] > 0.01
+    assert lower[item] > 2 * np.abs(np.delete(lower, item)).mean()
 
 
 def test_a_new_item_starts_near_what_its_first_user_did_before() -> None:

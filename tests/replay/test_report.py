@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from learner.base import Part
 from replay.bootstrap import degradation
 from replay.metrics import HOUR_MS, Catalogue, Outcomes, TestEvents, gain
 from replay.page import headline, page, verdict
-from replay.report import Cost, Part, ReplayResult, SystemResult, build_report, table, write_report
+from replay.report import Cost, ReplayResult, SystemResult, build_report, table, write_report
 from stream.errors import BadOutput
 
 N_EVENTS, N_USERS, N_ITEMS = 900, 60, 40
@@ -80,8 +81,8 @@ def make_result(
         settings={"micro_batch": 64, "model": {"dim": 64}},
         data={"rows": 6_100},
         parts=[
-            Part(part="counts", gate=0.8, contribution=0.7, open=True),
-            Part(part="attention", gate=0.01, contribution=0.3, open=False),
+            Part(name="counts", gate=0.8, gain_nats=0.7, open=True),
+            Part(name="attention", gate=0.0, gain_nats=0.003, open=False),
         ],
         notes=["the log was not in time order: <sorted> & noted"],
     )  # fmt: skip
@@ -324,8 +325,9 @@ def test_the_verdict_follows_the_interval(low: float, high: float, said: str) ->
 
 
 def test_the_table_starts_with_the_best_and_fits_a_terminal(report: dict[str, Any]) -> None:
-    console = Console(width=110, record=True, file=io.StringIO())
-    console.print(table(report))
-    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
-    assert [line.split()[1] for line in lines] == ["online", "frozen", "retrain", "counting"]
-    assert f"{report['systems']['online']['hr@10']:.4f}" in lines[0]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(report, k=5))
+    lines = [line.split() for line in console.export_text().splitlines() if line.count(".") > 4]
+    assert [line[0] for line in lines] == ["online", "frozen", "retrain", "counting"]
+    assert lines[0][1] == f"{report['systems']['online']['hr@5']:.4f}"
+    assert lines[0][3] == f"{report['systems']['online']['ndcg@5']:.4f}"

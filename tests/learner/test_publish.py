@@ -1,0 +1,189 @@
+"""The published table holds what the graph and the model say, of the rows that were touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from graph_store.graph import GraphConfig, TemporalGraph
+from learner.checks import checkerboard, feedback
+from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
+from learner.online import OnlineLearner
+from learner.publish import Publisher
+from serving.table import MemoryTable, Reader
+from stream.errors import TableError
+from stream.events import FeedbackBatch, Kind
+
+GRAPH = GraphConfig()
+DIM = 8
+
+
+class Live:
+    """A learner whose steps are published, with a clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000
+        self.table = MemoryTable()
+        self.graph = TemporalGraph(GRAPH)
+        self.model = STAHawkes(
+            STAHawkesConfig(dim=DIM), k=GRAPH.k_user, n_half_lives=len(GRAPH.half_lives_ms)
+        )
+        self.publisher = Publisher(
+            self.table, self.graph, self.model, now_ms=lambda: self.now_ms, dim=DIM
+        )
+        self._learner = OnlineLearner(self.graph, self.model)
+
+    def follow(self, batches: Sequence[FeedbackBatch]) -> Live:
+        """Take batches in, without publishing."""
+        for batch in batches:
+            step = self._learner.step(batch)
+            self.publisher.touched(step.view, step.users, step.items)
+        return self
+
+    def published(self) -> Reader:
+        """Publish, and return what a client reads."""
+        self.publisher.publish()
+        return self.table.reader()
+
+    @property
+    def user_ids(self) -> list[str]:
+        """All users with events."""
+        return self.graph.users.ids_of(np.arange(self.graph.n_users))
+
+    @property
+    def item_ids(self) -> list[str]:
+        """All items with events."""
+        return self.graph.items.ids_of(np.arange(self.graph.n_items))
+
+
+@pytest.fixture
+def live() -> Live:
+    return Live().follow(checkerboard(160))
+
+
+def test_nothing_is_in_view_before_the_first_publish(live: Live) -> None:
+    with pytest.raises(TableError, match="nothing is published yet"):
+        live.table.reader()
+
+
+def test_user_vectors_are_the_models_just_after_their_last_event(live: Live) -> None:
+    rows = live.published().users(live.user_ids)
+    assert list(rows.ids) == live.user_ids
+    graph, users = live.graph, np.arange(live.graph.n_users)
+    last_ms = graph.edges.users_latest(users, k=1, before_ms=graph.newest_ms + 1).ts_ms[:, 0]
+    np.testing.assert_array_equal(rows.ts_ms, last_ms)
+    want = live.model.user_vectors(graph.reading(users, last_ms + 1), users).vectors
+    np.testing.assert_allclose(rows.vectors, want, rtol=1e-5, atol=1e-7)
+
+
+def test_item_vectors_and_biases_are_the_models_just_after_the_last_event(live: Live) -> None:
+    rows = live.published().items(live.item_ids)
+    assert list(rows.ids) == live.item_ids
+    graph, items = live.graph, np.arange(live.graph.n_items)
+    now = graph.reading(items[:0], items[:0], at_ms=graph.newest_ms + 1)
+    want = live.model.item_vectors(now, items)
+    np.testing.assert_allclose(rows.vectors, want.vectors, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(rows.biases, want.bias, rtol=1e-6)
+
+
+def test_an_items_latest_liker_is_in_its_published_vector() -> None:
+    live = Live().follow(checkerboard(160))
+    live.published()
+    last = feedback([(0, 2, 900, Kind.IMPLICIT_POSITIVE)])
+    reader = live.follow([last]).published()
+    later = live.graph.reading(
+        np.empty(0, np.int64), np.empty(0, np.int64), at_ms=live.graph.newest_ms + 1_000
+    )
+    row = live.graph.items.find(["i2"])
+    want = live.model.item_vectors(later, row).vectors
+    np.testing.assert_allclose(reader.items(["i2"]).vectors, want, rtol=1e-5, atol=1e-7)
+
+
+def test_counts_can_be_carried_to_any_later_time(live: Live) -> None:
+    reader, graph = live.published(), live.graph
+    later_ms = graph.newest_ms + 5 * 3_600_000
+    counts = reader.items(live.item_ids).counts_at(later_ms, reader.layout)
+    want = np.hstack([sums.at(later_ms, graph.n_items) for sums in (graph.positives, graph.shown)])
+    np.testing.assert_allclose(counts, want, rtol=1e-9)
+    names = [count.name for count in reader.layout.counts]
+    half_lives = GRAPH.half_lives_ms
+    assert names == [f"{what}_{ms}" for what in ("positives", "shown") for ms in half_lives]
+
+
+def test_covisited_lists_are_the_graphs(live: Live) -> None:
+    lists = live.published().covisited(live.item_ids)
+    assert lists
+    for row, item_id in enumerate(live.item_ids):
+        others, cosines = live.graph.covisitation.neighbours(row)
+        if others.size == 0:
+            assert item_id not in lists
+            continue
+        assert list(lists[item_id].item_ids) == live.graph.items.ids_of(others)
+        np.testing.assert_array_equal(lists[item_id].weights, cosines)
+
+
+def test_seen_sets_grow_with_every_publish(live: Live) -> None:
+    live.published()
+    live.follow([feedback([(0, 1, 900, Kind.NONE), (30, 40, 901, Kind.IMPLICIT_POSITIVE)])])
+    reader = live.published()
+    for row, user_id in enumerate(live.user_ids):
+        want = set(live.graph.items.ids_of(live.graph.seen.of(row)))
+        assert reader.seen(user_id) == want
+    assert "i1" in reader.seen("u0")
+
+
+def test_the_weights_of_the_counts_are_the_models(live: Live) -> None:
+    weights, want = live.published().weights(), live.model.published_weights()
+    assert weights.keys() == want.keys()
+    assert want
+    for name, weight in want.items():
+        np.testing.assert_array_equal(weights[name], weight)
+
+
+def test_the_barrier_says_up_to_where(live: Live) -> None:
+    live.now_ms = 7_777
+    barrier = live.published().barrier()
+    assert (barrier.step, barrier.at_ms) == (live.graph.steps, live.graph.newest_ms)
+    assert barrier.published_ms == 7_777
+
+
+def test_only_touched_rows_are_written_again(live: Live) -> None:
+    live.published()
+    live.now_ms = 2_000
+    live.follow([feedback([(0, 2, 900, Kind.NONE)])])
+    reader = live.published()
+    rows, items = reader.users(live.user_ids), reader.items(live.item_ids)
+    fresh = {id_ for id_, at in zip(rows.ids, rows.published_ms, strict=True) if at == 2_000}
+    assert fresh == {"u0"}
+    fresh = {id_ for id_, at in zip(items.ids, items.published_ms, strict=True) if at == 2_000}
+    assert fresh == {"i2"}
+
+
+def test_publishing_again_without_a_step_writes_no_row(live: Live) -> None:
+    live.published()
+    live.now_ms = 3_000
+    reader = live.published()
+    assert (reader.users(live.user_ids).published_ms == 1_000).all()
+    assert (reader.items(live.item_ids).published_ms == 1_000).all()
+    assert reader.barrier().published_ms == 3_000
+
+
+def test_publishing_changes_neither_graph_nor_model(live: Live) -> None:
+    other = Live().follow(checkerboard(160))
+    live.published()
+    batch = checkerboard(16, seed=3)
+    for each in (live, other):
+        each.follow(batch)
+    assert live.graph.state_hash() == other.graph.state_hash()
+    np.testing.assert_array_equal(
+        live.model.state()["items"]["weight"], other.model.state()["items"]["weight"]
+    )
+
+
+def test_a_user_of_events_that_say_nothing_is_published_all_the_same() -> None:
+    live = Live().follow([feedback([(0, 0, 1, Kind.IMPLICIT_POSITIVE), (1, 0, 2, Kind.NONE)])])
+    rows = live.published().users(["u1"])
+    assert list(rows.ids) == ["u1"]
+    assert rows.ts_ms.tolist() == [live.graph.newest_ms]
