@@ -168,7 +168,7 @@ def _add_visits(
     history_ts_ms: NDArray[np.int64],
     m: int,
     half_life_ms: int,
-    gap_half_life_ms: int,
+    gap_ms: int,
     reference_ms: int,
     others: NDArray[np.int32],
     weights: NDArray[np.float32],
@@ -186,8 +186,8 @@ def _add_visits(
             before = history[n, k]
             if before < 0 or before == item:
                 continue
-            gap = 2.0 ** ((history_ts_ms[n, k] - ts_ms[n]) / gap_half_life_ms)
-            weight = np.float32(scale * gap)
+            near = 1.0 / (1.0 + (ts_ms[n] - history_ts_ms[n, k]) / gap_ms)
+            weight = np.float32(scale * near)
             _add_pair(before, item, weight, m, others, weights, lists, starts, sizes, classes)
             _add_pair(item, before, weight, m, others, weights, lists, starts, sizes, classes)
             mass[before] += weight
@@ -273,8 +273,10 @@ class Covisitation:
     r"""For each item the ``m`` items most visited by the same users, decayed.
 
     A visit of item :math:`i` at :math:`t` adds, for each earlier visit :math:`(j, t_j)` of the
-    user still in the history, :math:`2^{-(t - t_j)/g}` to :math:`C_{ij}` and :math:`C_{ji}`; both
-    halve every half-life. The score of an item after a history is the cosine
+    user still in the history, :math:`1 / (1 + (t - t_j) / g)` to :math:`C_{ij}` and :math:`C_{ji}`;
+    both halve every half-life. (A power of the gap, not an exponential: on a sparse log, where
+    months lie between the events of a user, pairs still count.) The score of an item after a
+    history is the cosine
 
     .. math:: s_i = \sum_k a_k \frac{C_{j_k i}}{\sqrt{m_{j_k} m_i}}, \qquad m_i = \sum_j C_{ij}
 
@@ -287,8 +289,8 @@ class Covisitation:
         Pairs kept per item.
     half_life_ms
         Of a pair's weight.
-    gap_half_life_ms
-        How fast a pair counts for less as more time lies between its two visits.
+    gap_ms
+        :math:`g`: two visits this far apart count for half.
 
     Notes
     -----
@@ -296,7 +298,7 @@ class Covisitation:
 
     Examples
     --------
-    >>> pairs = Covisitation(m=4, half_life_ms=1_000, gap_half_life_ms=1_000)
+    >>> pairs = Covisitation(m=4, half_life_ms=1_000, gap_ms=1_000)
     >>> one = np.array([1]), np.array([0]), np.array([[0]]), np.array([[0]])
     >>> pairs.add(*one)
     >>> pairs.pairs(np.array([[0]]), np.ones((1, 1), np.float32), np.array([0, 1])).tolist()
@@ -304,10 +306,10 @@ class Covisitation:
 
     """
 
-    def __init__(self, *, m: int = 64, half_life_ms: int, gap_half_life_ms: int) -> None:
+    def __init__(self, *, m: int = 64, half_life_ms: int, gap_ms: int) -> None:
         self.m = m
         self.half_life_ms = half_life_ms
-        self.gap_half_life_ms = gap_half_life_ms
+        self.gap_ms = gap_ms
         self._reference_ms: int | None = None
         self._others = np.zeros(1024, np.int32)
         self._weights = np.zeros(1024, np.float32)
@@ -346,7 +348,7 @@ class Covisitation:
             self._weights = grown(self._weights, self._others.shape[0])
             _add_visits(
                 items[part], ts_ms[part], history[part], history_ts_ms[part], self.m,
-                self.half_life_ms, self.gap_half_life_ms, self._reference_ms, *self._arrays(),
+                self.half_life_ms, self.gap_ms, self._reference_ms, *self._arrays(),
             )  # fmt: skip
 
     def add_log(

@@ -44,8 +44,8 @@ class GraphConfig:
     max_age_ms: int | None = None  # older edges are hidden
     half_lives_ms: tuple[int, ...] = (HOUR_MS, 6 * HOUR_MS, DAY_MS, 3 * DAY_MS, 14 * DAY_MS)
     pairs_per_item: int = 64  # co-visitation lists
-    pair_half_life_ms: int = 7 * DAY_MS
-    pair_gap_half_life_ms: int = DAY_MS
+    pair_half_life_ms: int = 30 * DAY_MS
+    pair_gap_ms: int = 3 * DAY_MS  # two visits this far apart count for half
     recent: int = 4_096  # positives that recent negatives are drawn from
 
 
@@ -121,7 +121,7 @@ class TemporalGraph:
         self.covisitation = Covisitation(
             m=config.pairs_per_item,
             half_life_ms=config.pair_half_life_ms,
-            gap_half_life_ms=config.pair_gap_half_life_ms,
+            gap_ms=config.pair_gap_ms,
         )
         self.recent = RecentRing(config.recent)
         self.seen = SeenItems()
@@ -242,12 +242,11 @@ class TemporalGraph:
         if rows.size == 0:
             return
         named = batch.take(rows)
-        self.edges.retract(
-            self.users.rows(named.user_id),
-            self.items.rows(named.item_id),
-            named.target_ts_ms,
-            named.retracts,
-        )
+        users, items = self.users.rows(named.user_id), self.items.rows(named.item_id)
+        self.edges.retract(users, items, named.target_ts_ms, named.retracts)
+        # An id that only a retraction has named so far has a row, so it is known from now on.
+        self.n_users = max(self.n_users, int(users.max()) + 1)
+        self.n_items = max(self.n_items, int(items.max()) + 1)
 
     def fork(self) -> TemporalGraph:
         """Return a graph that shares the ids and goes on from here on its own."""

@@ -23,7 +23,7 @@ from torch_geometric.sampler import (
     HeteroSamplerOutput,
 )
 
-from graph_store.rings import N_KINDS
+from graph_store.kernels import N_KINDS
 from graph_store.sampling import How, Node, RecentRing, sample_negatives, sample_neighbourhood
 from graph_store.store import EdgeStore, Neighbours
 from stream.errors import TidegraphError

@@ -10,8 +10,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from graph_store.ids import mix
+from graph_store.kernels import LONG_AGO, N_KINDS, PADDING, Records
 from graph_store.memory import grown
-from graph_store.rings import LONG_AGO, N_KINDS, PADDING, Records
 from graph_store.store import EdgeStore, Neighbours
 from stream.errors import BadSettings, TidegraphError
 

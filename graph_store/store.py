@@ -6,36 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from graph_store.ids import Ids, mix
-from graph_store.rings import (
-    AHEAD,
-    EDGE,
-    LONG_AGO,
-    N_KINDS,
-    PADDING,
-    RETRACTED,
-    STORED,
-    USED,
-    Counters,
-    Records,
-    Rings,
-    digest,
-    insert,
-    latest,
-    pool_size,
-    precedes,
-    retract,
-    touch,
-)
+from graph_store import kernels
+from graph_store.ids import Ids
+from graph_store.kernels import EDGE, LONG_AGO, PADDING, STORED, WAITING, digest
+from graph_store.rings import Rings, pool_size
 from stream.errors import BadSettings, BadSnapshot, TidegraphError
 
 __all__ = ["PADDING", "EdgeStore", "Edges", "Evicted", "Neighbours"]
-
-WAITING: Final = np.dtype([("key", "<u8"), ("ts_ms", "<i8"), ("user", "<i8"), ("item", "<i8")])
-"""A retraction whose event has not come yet."""
 
 EVICTED_TO: Final = 0.9
 """Eviction goes down to this share of a limit, so that the sweep it costs is rare."""
@@ -64,177 +43,6 @@ class Evicted(NamedTuple):
 
     users: NDArray[np.int64]
     items: NDArray[np.int64]
-
-
-@njit(cache=True)
-def _awaited(waiting: Records, user: int, item: int, ts_ms: int, key: np.uint64) -> bool:
-    """Tell whether a retraction is already here; ``waiting`` is sorted by key."""
-    low, high = 0, waiting.shape[0]
-    while low < high:
-        middle = (low + high) // 2
-        if waiting[middle].key < key:
-            low = middle + 1
-        else:
-            high = middle
-    while low < waiting.shape[0] and waiting[low].key == key:
-        entry = waiting[low]
-        if entry.ts_ms == ts_ms and entry.user == user and entry.item == item:
-            return True
-        low += 1
-    return False
-
-
-@njit(cache=True)
-def _append(
-    first: int,
-    users: Records,
-    user_pool: Records,
-    user_count: Counters,
-    k_user: int,
-    items: Records,
-    item_pool: Records,
-    item_count: Counters,
-    k_item: int,
-    user: NDArray[np.int64],
-    item: NDArray[np.int64],
-    ts_ms: NDArray[np.int64],
-    kind: NDArray[np.int8],
-    key: NDArray[np.uint64],
-    waiting: Records,
-    clock: Counters,
-) -> int:
-    """Insert edges from index ``first`` on; return the index where room ran out, or the end.
-
-    ``clock`` holds the greatest event time, the number of edges that were new, and scratch.
-    """
-    touched = np.uint64(0)
-    for n in range(first, user.shape[0]):
-        if (n - first) % AHEAD == 0:
-            for ahead in range(n, min(n + AHEAD, user.shape[0])):
-                touched ^= touch(users, user_pool, user[ahead])
-                touched ^= touch(items, item_pool, item[ahead])
-        if 0 <= kind[n] < N_KINDS:
-            if (
-                user[n] >= users.shape[0]
-                or item[n] >= items.shape[0]
-                or user_count[USED] + k_user > user_pool.shape[0]
-                or item_count[USED] + k_item > item_pool.shape[0]
-            ):
-                return n
-            sign = int(kind[n])
-            if waiting.shape[0] and _awaited(waiting, user[n], item[n], ts_ms[n], key[n]):
-                sign |= RETRACTED
-            new = insert(
-                users, user_pool, user_count, k_user, user[n], item[n], ts_ms[n], key[n], sign
-            )
-            new |= insert(
-                items, item_pool, item_count, k_item, item[n], user[n], ts_ms[n], key[n], sign
-            )
-            clock[1] += new
-        clock[0] = max(clock[0], ts_ms[n])
-    clock[2] = np.int64(touched)  # or the compiler would leave the reads out
-    return len(user)
-
-
-@njit(cache=True)
-def _retract(
-    users: Records,
-    user_pool: Records,
-    k_user: int,
-    items: Records,
-    item_pool: Records,
-    k_item: int,
-    user: NDArray[np.int64],
-    item: NDArray[np.int64],
-    ts_ms: NDArray[np.int64],
-    key: NDArray[np.uint64],
-) -> NDArray[np.bool_]:
-    """Mark the edges on both sides; return which retractions may still meet their event."""
-    waits = np.empty(user.shape[0], np.bool_)
-    for n in range(user.shape[0]):
-        at_user = retract(users, user_pool, k_user, user[n], item[n], ts_ms[n], key[n])
-        at_item = retract(items, item_pool, k_item, item[n], user[n], ts_ms[n], key[n])
-        waits[n] = not (at_user and at_item)
-    return waits
-
-
-@njit(cache=True)
-def _histories(
-    nodes: Records,
-    pool: Records,
-    slots: int,
-    user: NDArray[np.int64],
-    item: NDArray[np.int64],
-    ts_ms: NDArray[np.int64],
-    kind: NDArray[np.int8],
-    key: NDArray[np.uint64],
-    waiting: Records,
-    newest_ms: int,
-    max_age_ms: int,
-    others: NDArray[np.int64],
-    other_ts_ms: NDArray[np.int64],
-    other_kind: NDArray[np.int8],
-) -> int:
-    """Merge each user's ring with its chain of earlier events in the batch.
-
-    Walks the newest ``slots`` of both together, as the ring would hold them after appending
-    the batch up to that event. Returns the first index that is out of order, or the end.
-    """
-    n_events, k = others.shape
-    mask = 1
-    while mask < 2 * n_events:
-        mask *= 2
-    mask -= 1
-    heads = np.full(mask + 1, -1, np.int64)  # by hash of the user: its latest event in the batch
-    earlier = np.empty(n_events, np.int64)  # the user's event before this one
-    for n in range(n_events):
-        if n and precedes(ts_ms[n], key[n], ts_ms[n - 1], key[n - 1]):
-            return n
-        slot = np.int64(mix(np.uint64(user[n]))) & mask
-        while heads[slot] >= 0 and user[heads[slot]] != user[n]:
-            slot = (slot + 1) & mask
-        link = heads[slot]
-        start, at = np.int64(0), np.int64(-1)
-        if 0 <= user[n] < nodes.shape[0]:
-            start = nodes[user[n]].start
-            at = start + nodes[user[n]].size - 1
-        oldest_ms = LONG_AGO
-        if max_age_ms >= 0 and newest_ms != LONG_AGO:
-            oldest_ms = newest_ms - max_age_ms
-        found, walked = 0, 0
-        while walked < slots and found < k and (at >= start or link >= 0):
-            from_ring = at >= start and (
-                link < 0 or not precedes(pool[at].ts_ms, pool[at].key, ts_ms[link], key[link])
-            )
-            if from_ring:
-                other = np.int64(pool[at].other)
-                time, order, sign = pool[at].ts_ms, pool[at].key, np.int64(pool[at].kind)
-                if link >= 0 and time == ts_ms[link] and order == key[link]:
-                    link = earlier[link]  # the same event, delivered again
-                at -= 1
-            else:
-                other = item[link]
-                time, order, sign = ts_ms[link], key[link], np.int64(kind[link])
-                if waiting.shape[0] and _awaited(waiting, user[n], other, time, order):
-                    sign |= RETRACTED
-                link = earlier[link]
-            walked += 1
-            if sign < N_KINDS and time >= oldest_ms and precedes(time, order, ts_ms[n], key[n]):
-                others[n, found] = other
-                other_ts_ms[n, found] = time
-                other_kind[n, found] = sign
-                found += 1
-        for pad in range(found, k):
-            others[n, pad] = PADDING
-            other_ts_ms[n, pad] = 0
-            other_kind[n, pad] = PADDING
-        newest_ms = max(newest_ms, ts_ms[n])
-        if 0 <= kind[n] < N_KINDS:
-            head = heads[slot]
-            if head < 0 or precedes(ts_ms[head], key[head], ts_ms[n], key[n]):
-                earlier[n] = head
-                heads[slot] = n
-    return len(others)
 
 
 class EdgeStore:
@@ -352,7 +160,7 @@ class EdgeStore:
         self._clock[1] = 0
         users, items, done = self.users, self.items, 0
         while True:
-            done = _append(
+            done = kernels.append(
                 done,
                 users.nodes,
                 users.pool,
@@ -395,7 +203,7 @@ class EdgeStore:
         user, item, ts_ms, _, key = _columns(edges)
         if user.size and (user.min() < 0 or item.min() < 0):
             raise TidegraphError("retract: want rows from 0 on, got a negative one")
-        waits = _retract(
+        waits = kernels.retract_all(
             self.users.nodes,
             self.users.pool,
             self.users.k,
@@ -462,7 +270,7 @@ class EdgeStore:
         columns = _columns(edges)
         n_events = columns[0].size
         found = _empty(n_events, k)
-        sorted_to = _histories(
+        sorted_to = kernels.histories(
             self.users.nodes,
             self.users.pool,
             self.users.k,
@@ -602,7 +410,7 @@ class EdgeStore:
         before = np.empty(rows.shape, np.int64)
         before[...] = before_ms
         found = _empty(rows.size, k)
-        latest(rings.nodes, rings.pool, rows, before, self.oldest_ms, *found)
+        kernels.latest(rings.nodes, rings.pool, rows, before, self.oldest_ms, *found)
         return found
 
 

@@ -403,4 +403,4 @@ def _digits(value: float | None, digits: int = 4) -> str:
 
 
 def _range(found: Mapping[str, float | None]) -> str:
-    return f"{_digits(found['low'], 3)}-{_digits(found['high'], 3)}"
+    return "-".join(_digits(found[end], 3).removeprefix("0") for end in ("low", "high"))

@@ -1,4 +1,4 @@
-r"""STA-Hawkes: signed temporal attention and a Hawkes kernel over the last K events, fused with counts.
+r"""STA-Hawkes: signed temporal attention and Hawkes kernels over the last K events, plus counts.
 
 The score of item :math:`i` for user :math:`u` at :math:`t` is a sum of parts, each behind a gate
 :math:`g` that is learned online:
@@ -6,30 +6,33 @@ The score of item :math:`i` for user :math:`u` at :math:`t` is a sum of parts, e
 .. math::
     s_{u,i}(t) &= h_u(t) \cdot z_i(t) + b_i + g_p \, w_p \cdot p_i(t) + g_q \, w_q \cdot q_i(t)
                   + g_c \, w_{c,|H_u|} \log(1 + 50 \, c_{u,i}(t)) \\
-    h_u(t) &= \sum_k \left( g_m a_k + g_a \alpha_k + g_h \phi_{s_k}(t - t_k) \right) e_{i_k} + g_u e_u \\
+    h_u(t) &= \sum_k (g_m a_k + g_a \alpha_k + g_h \phi_{s_k}(t - t_k)) \, e_{i_k} + g_u e_u \\
     z_i(t) &= e_i + g_n \operatorname{mean}_{v \in N_i(t)} e_v
 
 * pool: :math:`a = \operatorname{softmax}_k(r_k + o_{s_k})` times a free sign per feedback class;
-* attention: :math:`\alpha = \operatorname{softmax}_k((q + e_u) \cdot e_{i_k} / \sqrt D + r_k + o_{s_k}
-  - \lambda (t - t_k))`: the decay is added in log space, so that the old fades to nothing;
+* attention: :math:`\alpha = \operatorname{softmax}_k((q + e_u) \cdot e_{i_k} / \sqrt D + r_k +
+  o_{s_k} - \lambda (t - t_k))`: the decay is added in log space, so that the old fades to nothing;
 * hawkes: the multi-exponential kernel :math:`\phi_s` of the event's feedback class;
-* user: the user's own row; neighbours: the rows of the item's latest positive users (one hop of the graph);
+* user: the user's own row; neighbours: the rows of the item's latest positive users (one hop of
+  the graph);
 * popularity, click_rate, covisitation: counts at several half-lives (:mod:`learner.fusion`).
 
-Trained by sampled softmax with log-Q correction over shared negatives, half of them recent positives,
-and the batch's other positives; explicit negatives add a small weighted term of their own.
+Trained by sampled softmax with log-Q correction over shared negatives, half of them recent
+positives, and the batch's other positives; explicit negatives add a small weighted term of their
+own.
 
-Departures. From the Transformer Hawkes Process (Zuo et al., ICML 2020, arXiv:2002.09291): one layer, no
-self-attention among past events, the kernel instead of a softplus intensity, no likelihood term, and the
-kernel is cut off after K events. From TGN (Rossi et al., arXiv:2006.10637): no node memory; the ring of
-last edges and the rows are the state, and no gradient flows into the rows of an item's neighbours: they
-learn from their own events.
+Departures. From the Transformer Hawkes Process (Zuo et al., ICML 2020, arXiv:2002.09291): one
+layer, no self-attention among past events, the kernel instead of a softplus intensity, no
+likelihood term, and the kernel is cut off after K events. From TGN (Rossi et al.,
+arXiv:2006.10637): no node memory; the ring of last edges and the rows are the state, and no
+gradient flows into the rows of an item's neighbours: they learn from their own events.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -71,7 +74,7 @@ PARTS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class STAHawkesConfig:
-    """Sizes and rates of a :class:`STAHawkes`; the defaults were chosen on KuaiRand-Pure's validation slice."""
+    """Sizes and rates of a :class:`STAHawkes`; chosen on KuaiRand-Pure's validation slice."""
 
     dim: int = 64
     parts: tuple[str, ...] = PARTS  # components built at all
@@ -97,7 +100,7 @@ class _Rows(NamedTuple):
     """Rows of a table and where an index finds them: the table itself, or a leaf with gradients."""
 
     matrix: Tensor  # (R, D)
-    index: Tensor  # any shape, into matrix
+    at: Tensor  # any shape, rows of matrix
 
 
 class _Dense(nn.Module):
@@ -113,7 +116,11 @@ class _Dense(nn.Module):
         self.gate = nn.ParameterDict(
             {name: start(at=_FIRST_GATE.get(name, 1.0)) for name in config.parts}
         )
-        self.pool_rank, self.pool_class, self.pool_sign = start(k), start(N_CLASSES), start(N_CLASSES, at=1.0)
+        self.pool_rank, self.pool_class, self.pool_sign = (
+            start(k),
+            start(N_CLASSES),
+            start(N_CLASSES, at=1.0),
+        )
         self.query = start(config.dim)
         self.attention_rank, self.attention_class = start(k), start(N_CLASSES)
         self.attention_decay = start(at=-2.0)  # softplus(-2) = 0.13 per day
@@ -190,14 +197,15 @@ class STAHawkes:
     def __init__(self, config: STAHawkesConfig, *, k: int, n_half_lives: int) -> None:
         self.config = config
         self._device = torch.device(config.device)
-        table = {"accumulator": config.accumulator, "device": self._device}
-        self._items = RowTable(
-            config.dim, lr=config.row_lr, std=config.item_std, seed=config.seed, **table
+        rows = partial(
+            RowTable,
+            accumulator=config.accumulator,
+            seed=config.seed,
+            device=self._device,
         )
-        self._users = RowTable(
-            config.dim, lr=config.row_lr, std=0.0, seed=config.seed, **table
-        )
-        self._bias = RowTable(1, lr=config.bias_lr, std=0.0, seed=config.seed, **table)
+        self._items = rows(config.dim, lr=config.row_lr, std=config.item_std)
+        self._users = rows(config.dim, lr=config.row_lr, std=0.0)
+        self._bias = rows(1, lr=config.bias_lr, std=0.0)
         self.dense = _Dense(config, k=k, n_half_lives=n_half_lives).to(self._device)
         self._gate = dict(self.dense.gate.items())  # a plain dict: looked up several times a step
         self._flat, self._gradient = _laid_in_one(list(self.dense.parameters()))
@@ -253,7 +261,6 @@ class STAHawkes:
         user_leaf = self._users.leaf(self._to(user_rows))
         users = _Rows(user_leaf, self._to(at))
 
-        # h is (P + E, D)
         h, weights, own_share = self._user(view.ts_ms[events], history, items, users)
         z = F.embedding(own, leaf)  # (C, D)
         shares: dict[str, Tensor] = self._count_shares(view, candidates)
@@ -288,7 +295,7 @@ class STAHawkes:
         if rejected.size:
             disliked = logits[n_positives:, in_sample:].diagonal()
             total = total + self.config.explicit_negative * dislike(disliked).sum()
-        total.backward()
+        torch.autograd.backward(total)
         self._descend(
             ((self._items, item_rows, leaf), (self._bias, item_rows, bias),
              (self._users, user_rows, user_leaf)),
@@ -307,7 +314,9 @@ class STAHawkes:
             z = self._items.weight[self._to(items)]
             if "neighbours" in self._gates.open:
                 z = z + self._neighbour_share(view, items)
-            return Vectors(items, z.cpu().numpy(), self._bias.weight[self._to(items), 0].cpu().numpy())
+            return Vectors(
+                items, z.cpu().numpy(), self._bias.weight[self._to(items), 0].cpu().numpy()
+            )
 
     def user_vectors(self, view: View, events: NDArray[np.int64]) -> Vectors:
         """Return :math:`h_u` at the time of each event, from what came before it."""
@@ -387,7 +396,7 @@ class STAHawkes:
             age_ms = np.where(history.nodes >= 0, ts_ms[:, None] - history.ts_ms, 0)
             age_h = self._to((age_ms / HOUR_MS).astype(np.float32))
         if "attention" in is_open:
-            keys = F.embedding(items.index, items.matrix)  # (B, K, D)
+            keys = F.embedding(items.at, items.matrix)  # (B, K, D)
             content = (keys @ (own + dense.query).unsqueeze(2)).squeeze(2)
             decay = F.softplus(dense.attention_decay) * age_h / 24
             logits = content / self.config.dim**0.5 + dense.attention_rank - decay
@@ -402,12 +411,12 @@ class STAHawkes:
         self, ts_ms: NDArray[np.int64], history: Neighbours, items: _Rows, users: _Rows
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return user vectors (B, D), and what they are made of: weights of events, own share."""
-        own = F.embedding(users.index, users.matrix)  # (B, D)
+        own = F.embedding(users.at, users.matrix)  # (B, D)
         weights = self._event_weights(ts_ms, history, items, own)
         own = own * self._gate["user"] if "user" in self._gates.open else torch.zeros_like(own)
         if not weights:
             return own, weights, own
-        return own + _bag(items, sum(weights.values())), weights, own
+        return own + _bag(items, reduce(torch.add, weights.values())), weights, own
 
     def _count_shares(self, view: View, items: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return what popularity and click rate add to the score of ``items``, (C,) each."""
@@ -426,19 +435,16 @@ class STAHawkes:
         )
         weights = {"popularity": self.dense.popularity, "click_rate": self.dense.click_rate}
         return {
-            name: self._to(features[name]) @ (weights[name] * self._gate[name])
-            for name in is_open
+            name: self._to(features[name]) @ (weights[name] * self._gate[name]) for name in is_open
         }
 
     def _covisitation_weight(self, history: Neighbours) -> Tensor:
-        by_length = self.dense.covisitation * self._gate["covisitation"]
+        by_length: Tensor = self.dense.covisitation * self._gate["covisitation"]
         return by_length[self._to(length_class(history))]
 
     def _neighbour_share(self, view: View, items: NDArray[np.int64]) -> Tensor:
         """Return what the rows of their latest positive users add to item vectors, (C, D)."""
-        near = view.graph.edges.items_latest(
-            items, k=self.config.neighbours, before_ms=view.at_ms
-        )
+        near = view.graph.edges.items_latest(items, k=self.config.neighbours, before_ms=view.at_ms)
         liked = (near.kind >= 0) & (near.kind <= Kind.IMPLICIT_POSITIVE)
         share = liked / np.maximum(liked.sum(1, keepdims=True), 1)
         with torch.no_grad():
@@ -448,10 +454,11 @@ class STAHawkes:
                 per_sample_weights=self._to(share.astype(np.float32)),
                 mode="sum",
             )
-        return mean * self._gate["neighbours"]
+        share_of_score: Tensor = mean * self._gate["neighbours"]
+        return share_of_score
 
     def _catalogue(self, view: View) -> tuple[Tensor, Tensor]:
-        """Return vectors (N, D) and biases with counts (N,) of all known items, once for each view."""
+        """Return vectors (N, D) and biases with counts (N,) of all known items, once per view."""
         if self._known is None or self._known[0] is not view:
             everything = np.arange(view.n_items)
             z = self._items.weight[: view.n_items]
@@ -499,14 +506,14 @@ class STAHawkes:
         self, touched: tuple[tuple[RowTable, NDArray[np.int64], Tensor], ...], n_positives: int
     ) -> None:
         """Clip the gradients together, then move rows and dense parameters."""
-        moved = [each for each in touched if each[2].grad is not None]
-        grads = [leaf.grad for _, _, leaf in moved] + [self._gradient]
+        moved = [(table, rows, leaf.grad) for table, rows, leaf in touched if leaf.grad is not None]
+        grads = [*(grad for _, _, grad in moved), self._gradient]
         norm = float(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm())
         if norm > (bound := self.config.max_grad_norm * n_positives):
             for grad in grads:
                 grad.mul_(bound / norm)
-        for table, rows, leaf in moved:
-            table.step(self._to(rows), leaf.grad)
+        for table, rows, grad in moved:
+            table.step(self._to(rows), grad)
         self._adam.step(self._gradient)
         self._gradient.zero_()
 
@@ -555,9 +562,9 @@ class _Softmax(NamedTuple):
         return sampled_softmax(logits, target, self.log_q, self.clash)
 
 
-def _bag(rows: _Rows, weights: Tensor | int) -> Tensor:
+def _bag(rows: _Rows, weights: Tensor) -> Tensor:
     """Return the weighted sums of rows, (B, D)."""
-    return F.embedding_bag(rows.index, rows.matrix, per_sample_weights=weights, mode="sum")
+    return F.embedding_bag(rows.at, rows.matrix, per_sample_weights=weights, mode="sum")
 
 
 def _softmax(logits: Tensor, present: Tensor) -> Tensor:
@@ -566,4 +573,4 @@ def _softmax(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def _take(history: Neighbours, events: NDArray[np.int64]) -> Neighbours:
-    return Neighbours(*(column[events] for column in history))
+    return Neighbours(history.nodes[events], history.ts_ms[events], history.kind[events])

@@ -89,7 +89,7 @@ def test_restored_counts_go_on_like_those_that_were_stopped() -> None:
 
 # Pairs.
 
-HALF_LIFE_MS, GAP_HALF_LIFE_MS = 50, 20
+HALF_LIFE_MS, GAP_MS = 50, 20
 N_ITEMS, K = 6, 3
 
 Visit = tuple[int, int, list[tuple[int, int]]]  # item, time, (item, time) of those before it
@@ -100,7 +100,7 @@ visits = st.lists(visit, max_size=12)
 
 def covisitation(m: int = 16) -> Covisitation:
     """Return an empty store of pairs."""
-    return Covisitation(m=m, half_life_ms=HALF_LIFE_MS, gap_half_life_ms=GAP_HALF_LIFE_MS)
+    return Covisitation(m=m, half_life_ms=HALF_LIFE_MS, gap_ms=GAP_MS)
 
 
 def visited(pairs: Covisitation, events: list[Visit]) -> Covisitation:
@@ -124,7 +124,7 @@ def plain_cosines(events: list[Visit]) -> NDArray[np.float64]:
         for other, other_ts_ms in before:
             if other >= 0 and other != item:
                 both = 2.0 ** (-(newest - ts_ms) / HALF_LIFE_MS)
-                both *= 2.0 ** (-(ts_ms - other_ts_ms) / GAP_HALF_LIFE_MS)
+                both /= 1 + (ts_ms - other_ts_ms) / GAP_MS
                 weight[item, other] += both
                 weight[other, item] += both
     mass = [sum(weight[i, j] for j in range(N_ITEMS)) for i in range(N_ITEMS)]

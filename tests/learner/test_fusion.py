@@ -84,7 +84,7 @@ def test_a_history_falls_in_the_class_of_its_length(length: int, want: int) -> N
 
 
 def test_covisitation_counts_through_trusted_items_only() -> None:
-    pairs = Covisitation(half_life_ms=100, gap_half_life_ms=100)
+    pairs = Covisitation(half_life_ms=100, gap_ms=100)
     for other in (1, 2):
         pairs.add(np.array([3]), np.array([0]), np.array([[other]]), np.array([[0]]))
     past = history(  # of item 0, which has no partner, item 1, and item 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from graph_store.graph import GraphConfig
 from learner.checks import feedback
@@ -12,6 +13,8 @@ from stream.events import FeedbackBatch, Kind
 
 GRAPH = GraphConfig()
 MINUTE_MS = 60_000
+
+torch.set_num_threads(1)  # as the command does: steps are small, and sums add in one order
 
 
 def new_model() -> STAHawkes:

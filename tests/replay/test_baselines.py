@@ -250,11 +250,11 @@ def test_item_knn_agrees_with_the_shrunk_cosine(log: Log, user: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_full_list_of_pairs_gives_up_the_lightest() -> None:
+def test_in_a_full_list_the_newcomer_takes_the_place_and_the_weight_of_the_lightest() -> None:
     pairs = PairCounts(half_life_ms=HOUR_MS, gap_ms=HOUR_MS, m=2)
     for item in (1, 1, 2, 3):
         pairs.add(np.array([item]), np.array([0]), np.array([[0]]), np.array([[0]]))
-    assert pairs.scores(np.array([[0]]), 4, at_ms=0).tolist() == [[0.0, 2.0, 0.0, 1.0]]
+    assert pairs.scores(np.array([[0]]), 4, at_ms=0).tolist() == [[0.0, 2.0, 0.0, 2.0]]
 
 
 def test_pairs_outlive_many_half_lives_without_overflow() -> None:
