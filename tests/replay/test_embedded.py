@@ -26,7 +26,7 @@ from tests.replay.replay_driver import config_for, found
 torch.set_num_threads(1)
 
 MINUTE_MS = 60_000
-PACE = 2_400.0  # the log's first two and a half hours in a few seconds, in many small batches
+PACE = 5_000.0  # the log's first two and a half hours in a few seconds, in many small batches
 
 
 def replay_of(config: ReplayConfig) -> Replay:
@@ -70,8 +70,8 @@ def assert_same_end(out: Path, undisturbed: tuple[Path, dict[str, Any]], end: An
     assert (out / "dead.jsonl").read_bytes() == (there / "dead.jsonl").read_bytes()
     tables = [MemoryTable.load(folder).reader() for folder in (out, there)]
     assert tables[0].item_ids() == tables[1].item_ids()
-    users = [str(user) for user in open_users(there)]
-    assert [table.users(users).ids for table in tables][0] == tables[1].users(users).ids
+    users = open_users(there)
+    assert tables[0].users(users).ids == tables[1].users(users).ids
     assert [tables[0].seen(user) for user in users] == [tables[1].seen(user) for user in users]
 
 
@@ -86,26 +86,20 @@ def test_a_replay_killed_at_any_moment_and_resumed_ends_as_if_undisturbed(
     undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     draw = np.random.default_rng(7)
-    lines_read, kills = [], 0
-    for share in (0.2, 0.6, 0.4):
-        process = started(tmp_path)
-        assert process.stdout is not None
-        lines = 0
-        wanted = int(2 + share * 10 * draw.random() + 20 * share)
-        for _ in process.stdout:
-            lines += 1
-            if lines == wanted:
-                time.sleep(float(draw.random()) * 0.1)  # in the middle of a step or a snapshot
-                process.kill()
-        kills += process.wait() == -9
-        lines_read.append(lines)
-    assert kills == 3, f"it came to its end before it was killed: {lines_read}"
+    for wanted in draw.integers(3, 9, 3).tolist():
+        with started(tmp_path) as process:
+            assert process.stdout is not None
+            for _ in range(wanted):
+                process.stdout.readline()
+            time.sleep(float(draw.random()) * 0.1)  # in the middle of a step or of a snapshot
+            process.kill()
+        assert process.returncode == -9, "it came to its end before it was killed"
     assert not (tmp_path / "result.json").exists()
-    process = started(tmp_path)
-    output, _ = process.communicate()
+    with started(tmp_path) as process:
+        output, _ = process.communicate()
     assert process.returncode == 0
     first = int(output.splitlines()[1])
-    assert first > 500, "it began anew instead of going on"
+    assert first > 300, "it began anew instead of going on"
     assert_same_end(tmp_path, undisturbed, json.loads((tmp_path / "result.json").read_text()))
 
 
@@ -114,7 +108,7 @@ def test_a_torn_snapshot_is_passed_over_for_the_one_before(
 ) -> None:
     config = config_for(tmp_path, snapshot_s=0.0)
     stopped_after(config, 2)
-    older, newer = sorted((tmp_path / "snapshots").iterdir())
+    _, newer = sorted((tmp_path / "snapshots").iterdir())
     arrays = newer / "arrays.bin"
     arrays.write_bytes(arrays.read_bytes()[:-1_000])
     with (tmp_path / "dead.jsonl").open("ab") as file:
@@ -123,7 +117,6 @@ def test_a_torn_snapshot_is_passed_over_for_the_one_before(
     assert running.resume()
     assert running.resumed_at == 2_048
     assert_same_end(tmp_path, undisturbed, json.loads(json.dumps(found(running.run()))))
-    assert older.is_dir()
 
 
 def test_a_snapshot_of_other_data_settings_or_rules_is_refused(tmp_path: Path) -> None:
@@ -172,14 +165,11 @@ def test_the_seed_reaches_the_model(tmp_path: Path) -> None:
     for seed in (0, 1):
         config = config_for(tmp_path, seed=seed, systems=("popularity",))
         running = replay_of(config)
-        running.experiment.model.learn(running.experiment.graph.view(_events(config)))
+        batch, _, _ = next(running.stream.batches())
+        view = running.experiment.graph.view(batch.take(np.arange(64)))
+        running.experiment.model.learn(view)
         vectors.append(running.experiment.model.state()["items"]["weight"])
     assert not np.array_equal(*vectors)
-
-
-def _events(config: ReplayConfig) -> Any:
-    batch, _, _ = next(replay_of(config).stream.batches())
-    return batch.take(np.arange(64))
 
 
 def test_strict_stops_before_anything_is_learned_or_written(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ EVENTS = events_of(480)
 SPLIT = split_of(EVENTS)
 BATCHES = batches_of(EVENTS, SPLIT)
 SYSTEMS = ("online", "frozen", "frozen_counts", "retrain", "static", "delayed", "popularity",
-           "counting", "item_knn")  # fmt: skip
+           "item_knn", "counting")  # fmt: skip
 DELAY_MS = 30 * MINUTE_MS
 
 
@@ -76,7 +76,7 @@ def plain_rank(scores: list[float], target: int, met: set[int]) -> float:
 def plain_loop() -> dict[str, list[Any]]:
     """Follow the log with the online learner, one event at a time, dicts and sets beside it."""
     learner = OnlineLearner(TemporalGraph(GRAPH), new_model())
-    found: dict[str, list[Any]] = {name: [] for name in ("rank", "item", "user", "n_met", "first")}
+    found: dict[str, list[Any]] = {name: [] for name in ("rank", "item", "n_met")}
     met: dict[str, set[int]] = {}
     accepted: dict[str, int] = {}
     first_ms: dict[int, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_parameters_stand_still_after_the_split(told: dict[str, Any], name: str)
     ],
 )
 def test_scores_react_to_what_is_live_and_to_nothing_else(
-    told: dict[str, Any], name: str, user: str, reacts: bool
+    told: dict[str, Any], name: str, user: str, *, reacts: bool
 ) -> None:
     before, after = (told[moment][name][user] for moment in ("before", "after"))
     assert np.array_equal(before, after) is not reacts
@@ -164,14 +165,14 @@ def test_a_retrain_is_a_new_model_trained_on_all_there_was() -> None:
         if not isinstance(after, Retrain) or after.model is model:
             continue
         times.append(int(batch.ts_ms[0]))
-        fresh, graph = new_model(), experiment.graph
+        fresh, live = new_model(), experiment.graph
         for _ in range(experiment.epochs):
             train(
                 fresh,
                 experiment.journal,
-                lambda: TemporalGraph(GRAPH, users=experiment.graph.users, items=graph.items),
+                partial(TemporalGraph, GRAPH, users=live.users, items=live.items),
             )
-        sizes = (graph.n_items, graph.n_users)
+        sizes = (live.n_items, live.n_users)
         assert all_equal(numbers(after.model.state(), *sizes), numbers(fresh.state(), *sizes))
     assert len(times) == experiment.config.retrains
     assert len(experiment.clocked["retrain"].retrain_s) == experiment.config.retrains
