@@ -211,6 +211,7 @@ def compact(
     for row in order:
         start, size = nodes[row].start, int(nodes[row].size)
         if size == 0:
+            nodes[row].capacity = 0
             continue
         old = 0
         while old < size and pool[start + old].ts_ms < oldest_ms:

@@ -96,13 +96,6 @@ class STAHawkesConfig:
     seed: int = 0
 
 
-class _Rows(NamedTuple):
-    """Rows of a table and where an index finds them: the table itself, or a leaf with gradients."""
-
-    matrix: Tensor  # (R, D)
-    at: Tensor  # any shape, rows of matrix
-
-
 class _Dense(nn.Module):
     """Everything that is not a row, with its first values."""
 
@@ -223,9 +216,9 @@ class STAHawkes:
         self._grow(view)
         history = _take(view.history, events)
         with torch.no_grad():
-            items = _Rows(self._items.weight, self._to(np.maximum(history.nodes, 0)))
-            users = _Rows(self._users.weight, self._to(view.users[events]))
-            h, _, _ = self._user(view.ts_ms[events], history, items, users)
+            keys = self._keys(history)
+            own = self._users.weight.index_select(0, self._to(view.users[events]))
+            h, _, _ = self._user(view.ts_ms[events], history, keys, own)
             z, base = self._catalogue(view)
             scores: NDArray[np.float32] = torch.addmm(base, h, z.T).cpu().numpy()
             if "covisitation" in self._gates.open:
@@ -249,26 +242,18 @@ class STAHawkes:
         candidates = np.concatenate([view.items[positives], negatives, view.items[rejected]])
         history = _take(view.history, events)
 
-        item_rows, at = _compact(
-            np.concatenate([candidates, np.maximum(history.nodes, 0).ravel()]), self._place
-        )
-        n_candidates = candidates.shape[0]
-        leaf, bias = (table.leaf(self._to(item_rows)) for table in (self._items, self._bias))
-        items = _Rows(leaf, self._to(at[n_candidates:]).view(history.nodes.shape))
-        own = self._to(at[:n_candidates])
-
-        user_rows, at = _compact(view.users[events], self._place)
-        user_leaf = self._users.leaf(self._to(user_rows))
-        users = _Rows(user_leaf, self._to(at))
-
-        h, weights, own_share = self._user(view.ts_ms[events], history, items, users)
-        z = F.embedding(own, leaf)  # (C, D)
+        z = self._items.leaf(self._to(candidates))  # (C, D)
+        bias = self._bias.leaf(self._to(candidates))  # (C, 1)
+        keys = self._keys(history).requires_grad_()  # (P + E, K, D)
+        own = self._users.leaf(self._to(view.users[events]))  # (P + E, D)
+        h, weights, own_share = self._user(view.ts_ms[events], history, keys, own)
         shares: dict[str, Tensor] = self._count_shares(view, candidates)
-        base = F.embedding(own, bias).squeeze(1) + sum(shares.values())  # (C,)
+        base = bias.squeeze(1) + sum(shares.values())  # (C,)
+        full = z
         if "neighbours" in self._gates.open:
             around = self._neighbour_share(view, candidates)
-            z = z + around
-        logits = torch.addmm(base, h, z.T)  # (P + E, C)
+            full = z + around
+        logits = torch.addmm(base, h, full.T)  # (P + E, C)
         if "covisitation" in self._gates.open:
             features = covisitation_features(view.graph.covisitation, history, candidates)
             pairs = self._to(features) * self._covisitation_weight(history).unsqueeze(1)
@@ -286,8 +271,8 @@ class STAHawkes:
         loss = softmax.losses(sampled)
         if view.step % _MEASURE_EVERY == 0:
             with torch.no_grad():
-                shares |= {name: _bag(items, each) @ z.T for name, each in weights.items()}
-                shares["user"] = own_share @ z.T
+                shares |= {name: _pooled(each, keys) @ full.T for name, each in weights.items()}
+                shares["user"] = own_share @ full.T
                 if "neighbours" in self._gates.open:
                     shares["neighbours"] = h @ around.T
                 self._measure(softmax, sampled, loss, shares)
@@ -296,15 +281,19 @@ class STAHawkes:
             disliked = logits[n_positives:, in_sample:].diagonal()
             total = total + self.config.explicit_negative * dislike(disliked).sum()
         torch.autograd.backward(total)
+        past = np.maximum(history.nodes, 0).ravel()  # padding has no weight, hence no gradient
         self._descend(
-            ((self._items, item_rows, leaf), (self._bias, item_rows, bias),
-             (self._users, user_rows, user_leaf)),
+            (
+                (self._items, np.concatenate([candidates, past]), (z, keys)),
+                (self._bias, candidates, (bias,)),
+                (self._users, view.users[events], (own,)),
+            ),
             n_positives,
-        )  # fmt: skip
+        )
         return Learned(
             float(loss.detach().mean()),
-            np.concatenate([user_rows, view.users]),
-            np.concatenate([item_rows, view.items]),
+            view.users,
+            np.concatenate([candidates, past, view.items]),
         )
 
     def item_vectors(self, view: View, items: NDArray[np.int64]) -> Vectors:
@@ -323,9 +312,8 @@ class STAHawkes:
         self._grow(view)
         history = _take(view.history, events)
         with torch.no_grad():
-            items = _Rows(self._items.weight, self._to(np.maximum(history.nodes, 0)))
-            users = _Rows(self._users.weight, self._to(view.users[events]))
-            h, _, _ = self._user(view.ts_ms[events], history, items, users)
+            own = self._users.weight.index_select(0, self._to(view.users[events]))
+            h, _, _ = self._user(view.ts_ms[events], history, self._keys(history), own)
         return Vectors(view.users[events], h.cpu().numpy(), np.zeros(events.shape[0], np.float32))
 
     def parts(self) -> list[Part]:
@@ -380,7 +368,7 @@ class STAHawkes:
         self._gates.restore(state["gates"])
 
     def _event_weights(
-        self, ts_ms: NDArray[np.int64], history: Neighbours, items: _Rows, own: Tensor
+        self, ts_ms: NDArray[np.int64], history: Neighbours, keys: Tensor, own: Tensor
     ) -> dict[str, Tensor]:
         """Return how much each open part makes of each past event, (B, K) each."""
         dense, is_open = self.dense, self._gates.open
@@ -390,33 +378,36 @@ class STAHawkes:
         kind = self._to(np.maximum(history.kind, 0).astype(np.int64))
         weights: dict[str, Tensor] = {}
         if "pool" in is_open:
-            share = _softmax(dense.pool_rank + dense.pool_class[kind], present)
-            weights["pool"] = share * dense.pool_sign[kind] * self._gate["pool"]
+            share = _softmax(dense.pool_rank + _by_class(dense.pool_class, kind), present)
+            weights["pool"] = share * _by_class(dense.pool_sign * self._gate["pool"], kind)
         if "attention" in is_open or "hawkes" in is_open:
             age_ms = np.where(history.nodes >= 0, ts_ms[:, None] - history.ts_ms, 0)
             age_h = self._to((age_ms / HOUR_MS).astype(np.float32))
         if "attention" in is_open:
-            keys = F.embedding(items.at, items.matrix)  # (B, K, D)
             content = (keys @ (own + dense.query).unsqueeze(2)).squeeze(2)
             decay = F.softplus(dense.attention_decay) * age_h / 24
             logits = content / self.config.dim**0.5 + dense.attention_rank - decay
-            share = _softmax(logits + dense.attention_class[kind], present)
+            share = _softmax(logits + _by_class(dense.attention_class, kind), present)
             weights["attention"] = share * self._gate["attention"]
         if "hawkes" in is_open:
-            share = excitation(age_h, dense.amplitude[kind], dense.log_rate.exp())
-            weights["hawkes"] = share * present * self._gate["hawkes"]
+            amplitude = F.embedding(kind, dense.amplitude * self._gate["hawkes"])
+            weights["hawkes"] = excitation(age_h, amplitude, dense.log_rate.exp()) * present
         return weights
 
     def _user(
-        self, ts_ms: NDArray[np.int64], history: Neighbours, items: _Rows, users: _Rows
+        self, ts_ms: NDArray[np.int64], history: Neighbours, keys: Tensor, own: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return user vectors (B, D), and what they are made of: weights of events, own share."""
-        own = F.embedding(users.at, users.matrix)  # (B, D)
-        weights = self._event_weights(ts_ms, history, items, own)
+        weights = self._event_weights(ts_ms, history, keys, own)
         own = own * self._gate["user"] if "user" in self._gates.open else torch.zeros_like(own)
         if not weights:
             return own, weights, own
-        return own + _bag(items, reduce(torch.add, weights.values())), weights, own
+        return own + _pooled(reduce(torch.add, weights.values()), keys), weights, own
+
+    def _keys(self, history: Neighbours) -> Tensor:
+        """Return the item rows of past events, (B, K, D); padding has row 0, and no weight."""
+        rows = self._to(np.maximum(history.nodes, 0).ravel())
+        return self._items.weight.index_select(0, rows).view(*history.nodes.shape, -1)
 
     def _count_shares(self, view: View, items: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return what popularity and click rate add to the score of ``items``, (C,) each."""
@@ -440,7 +431,7 @@ class STAHawkes:
 
     def _covisitation_weight(self, history: Neighbours) -> Tensor:
         by_length: Tensor = self.dense.covisitation * self._gate["covisitation"]
-        return by_length[self._to(length_class(history))]
+        return _by_class(by_length, self._to(length_class(history)))
 
     def _neighbour_share(self, view: View, items: NDArray[np.int64]) -> Tensor:
         """Return what the rows of their latest positive users add to item vectors, (C, D)."""
@@ -503,17 +494,26 @@ class STAHawkes:
         self._gates.measured(gains, positives=n_positives * _MEASURE_EVERY)
 
     def _descend(
-        self, touched: tuple[tuple[RowTable, NDArray[np.int64], Tensor], ...], n_positives: int
+        self,
+        touched: tuple[tuple[RowTable, NDArray[np.int64], tuple[Tensor, ...]], ...],
+        n_positives: int,
     ) -> None:
-        """Clip the gradients together, then move rows and dense parameters."""
-        moved = [(table, rows, leaf.grad) for table, rows, leaf in touched if leaf.grad is not None]
-        grads = [*(grad for _, _, grad in moved), self._gradient]
+        """Sum the gradients of each row, clip them together, move rows and dense parameters."""
+        moves = []
+        for table, rows, leaves in touched:
+            grads = [leaf.grad.view(-1, table.dim) for leaf in leaves if leaf.grad is not None]
+            if len(grads) == len(leaves):
+                distinct, at = _compact(rows, self._place)
+                summed = self._flat.new_zeros(distinct.shape[0], table.dim)
+                summed.index_add_(0, self._to(at), torch.cat(grads))
+                moves.append((table, self._to(distinct), summed))
+        grads = [*(grad for _, _, grad in moves), self._gradient]
         norm = float(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm())
         if norm > (bound := self.config.max_grad_norm * n_positives):
             for grad in grads:
                 grad.mul_(bound / norm)
-        for table, rows, grad in moved:
-            table.step(self._to(rows), grad)
+        for table, distinct, grad in moves:
+            table.step(distinct, grad)
         self._adam.step(self._gradient)
         self._gradient.zero_()
 
@@ -562,9 +562,14 @@ class _Softmax(NamedTuple):
         return sampled_softmax(logits, target, self.log_q, self.clash)
 
 
-def _bag(rows: _Rows, weights: Tensor) -> Tensor:
-    """Return the weighted sums of rows, (B, D)."""
-    return F.embedding_bag(rows.at, rows.matrix, per_sample_weights=weights, mode="sum")
+def _pooled(weights: Tensor, keys: Tensor) -> Tensor:
+    """Return the weighted sums (B, D) of keys (B, K, D)."""
+    return torch.bmm(weights.unsqueeze(1), keys).squeeze(1)
+
+
+def _by_class(table: Tensor, index: Tensor) -> Tensor:
+    """Look up ``table`` (N,); its gradient is a sum per class, where that of indexing is a sort."""
+    return F.embedding(index, table.unsqueeze(1)).squeeze(-1)
 
 
 def _softmax(logits: Tensor, present: Tensor) -> Tensor:

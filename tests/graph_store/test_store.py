@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graph_store.checks import take
 from graph_store.ids import Ids
 from graph_store.store import PADDING, Edges, EdgeStore, Neighbours
 from stream.errors import BadSettings, BadSnapshot, TidegraphError
@@ -237,6 +238,46 @@ def test_a_half_edge_takes_at_most_32_bytes_whatever_the_degree(degree: int) -> 
     assert (store.n_bytes - edges) / 40_000 <= 20
 
 
+def newest(edges: list[Edges], n_users: int, k: int) -> list[list[tuple[int, int]]]:
+    """List each user's newest edges as (time, item), by sorting everything there is."""
+    mine: list[list[tuple[int, int, int]]] = [[] for _ in range(n_users)]
+    for batch in edges:
+        columns = (batch.user, batch.ts_ms, batch.key, batch.item)
+        for user, ts_ms, key, item in zip(*(column.tolist() for column in columns), strict=True):
+            mine[user].append((ts_ms, key, item))
+    return [[(one[0], one[2]) for one in sorted(row, reverse=True)[:k]] for row in mine]
+
+
+@pytest.mark.parametrize("max_age_ms", [None, 30_000])
+def test_rows_keep_their_edges_however_often_blocks_are_moved(max_age_ms: int | None) -> None:
+    """Rows grow at different times, shrink by age and by eviction, and grow again."""
+    store, draw = EdgeStore(k_user=12, k_item=3, max_age_ms=max_age_ms), np.random.default_rng(7)
+    n_users, batches = 4_000, []
+    for n in range(40):
+        # Activity wanders over the users, so that blocks of all sizes are left and reused.
+        user = (100 * n + draw.geometric(0.002, 2_000)) % n_users
+        batch = Edges(
+            user,
+            draw.integers(0, 500, 2_000),
+            draw.integers(1_000 * n, 1_000 * n + 3_000, 2_000),
+            np.zeros(2_000, np.int8),
+            draw.integers(0, 2**62, 2_000).astype(np.uint64),
+        )
+        batches.append(batch)
+        store.append(batch)
+        if n == 20:
+            store.users.shrink(store.oldest_ms)
+        if n % 10 == 9:
+            found = store.users_latest(np.arange(n_users), k=12, before_ms=10**9)
+            for row, want in enumerate(newest(batches, n_users, 12)):
+                shown = [one for one in want if one[0] >= store.oldest_ms]
+                got = list(zip(found.ts_ms[row].tolist(), found.nodes[row].tolist(), strict=True))
+                assert got == shown + [(0, PADDING)] * (12 - len(shown))
+    blocks = store.users.nodes[store.users.nodes["capacity"] > 0]
+    blocks = blocks[np.argsort(blocks["start"])]
+    assert (blocks["start"][:-1] + blocks["capacity"][:-1] <= blocks["start"][1:]).all()
+
+
 def test_eviction_drops_the_least_recently_active_and_every_edge_to_them() -> None:
     store = EdgeStore(k_user=8, k_item=8)
     n = 100
@@ -259,6 +300,31 @@ def test_eviction_drops_the_least_recently_active_and_every_edge_to_them() -> No
     assert left[15:].tolist() == (np.arange(15, n) % 5).tolist()
     met = store.items_latest(np.arange(5), k=8, before_ms=n).nodes
     assert met.min() >= 60  # the items keep eight users each, all of them recent
+
+
+def test_nodes_that_lost_all_their_edges_grow_again_like_new_ones() -> None:
+    store, draw = EdgeStore(k_user=40, k_item=40), np.random.default_rng(3)
+
+    def batch(first_ms: int, size: int) -> Edges:
+        return Edges(
+            draw.integers(0, 300, size),
+            draw.integers(0, 300, size),
+            first_ms + np.arange(size),
+            np.zeros(size, np.int8),
+            draw.integers(0, 2**62, size).astype(np.uint64),
+        )
+
+    old = batch(0, 600)
+    store.append(old)
+    store.drop(users=np.arange(50), items=np.arange(250))
+    store.users.shrink(store.oldest_ms)
+    left = np.flatnonzero((old.user >= 50) & (old.item >= 250))
+    new = batch(1_000, 1_500)
+    store.append(new)
+    found = store.users_latest(np.arange(300), k=40, before_ms=10**9)
+    for row, want in enumerate(newest([take(old, left), new], 300, 40)):
+        got = list(zip(found.ts_ms[row].tolist(), found.nodes[row].tolist(), strict=True))
+        assert got == want + [(0, PADDING)] * (40 - len(want))
 
 
 def test_rows_of_dropped_nodes_can_be_given_to_others() -> None:
