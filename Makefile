@@ -17,7 +17,7 @@ demo: $(READY) ## replay the shipped sample of KuaiRand; the report is out/demo/
 	  --systems online,frozen,retrain,popularity,recent_popularity,covisitation,item_knn,counting
 
 test: check ## run every check and every test, with coverage; gets itself a redis-server
-	$(BIN)/python tests/with_redis.py $(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --cov --cov-report=term
 
 check: $(READY) ## lint, format, types, layers
 	$(BIN)/ruff check $(ROOMS)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,14 @@ class Clocked:
     rank: list[NDArray[np.float64]] = field(default_factory=list)
     top: list[NDArray[np.int32]] = field(default_factory=list)
     own_score: list[NDArray[np.float32]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, what: Literal["learn_s", "rank_s"]) -> Iterator[None]:
+        """Add the seconds of a block to one of the costs, and its CPU seconds."""
+        started, cpu = time.perf_counter(), time.process_time()
+        yield
+        setattr(self, what, getattr(self, what) + time.perf_counter() - started)
+        self.cpu_s += time.process_time() - cpu
 
     def outcomes(self) -> Outcomes:
         """Return what it made of the test events."""
@@ -191,6 +200,11 @@ class Experiment:
                     more = self._epoch(self._copy(before.model), "validation")
                     self._candidates[str(epochs)] = Clocked(system=Frozen(more))
             self._phase = 1
+        if "delayed" in self.clocked:
+            clocked = self.clocked["delayed"]
+            assert isinstance(clocked.system, Delayed)
+            with clocked.timed("learn_s"):
+                clocked.system.hear(view.at_ms)
         if self._phase < 2 <= phase:
             self._items_at_t2, self._users_at_t2 = view.n_items, view.n_users
             self._split()
@@ -289,12 +303,10 @@ class Experiment:
             positive = np.flatnonzero(view.positive[some])
             filters = _rows_of(pointers, seen, some[positive])
             for clocked in ranked.values():
-                started, cpu = time.perf_counter(), time.process_time()
-                scores = clocked.system.score(view, some)
                 targets = view.items[some]
-                clocked.rank.append(rank_targets(scores[positive], targets[positive], *filters))
-                clocked.rank_s += time.perf_counter() - started
-                clocked.cpu_s += time.process_time() - cpu
+                with clocked.timed("rank_s"):
+                    scores = clocked.system.score(view, some)
+                    clocked.rank.append(rank_targets(scores[positive], targets[positive], *filters))
                 clocked.ranked_events += positive.shape[0]
                 if self._phase == 2:
                     listed = top_k(scores[positive], *filters)
@@ -308,12 +320,10 @@ class Experiment:
         """Let every system take the view in, then the graph."""
         learners = {"online": self._warm, **self.clocked}
         for name, clocked in learners.items():
-            started, cpu = time.perf_counter(), time.process_time()
-            learned = clocked.system.learn(view)
+            with clocked.timed("learn_s"):
+                learned = clocked.system.learn(view)
             if clocked is self._warm or name in BASELINES or name == "delayed":
                 clocked.learned_events += len(view)
-            clocked.learn_s += time.perf_counter() - started
-            clocked.cpu_s += time.process_time() - cpu
             if isinstance(learned, Learned):
                 self.on_learned(view, learned)
         started = time.perf_counter()

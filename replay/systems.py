@@ -142,13 +142,21 @@ class Delayed:
 
     def score(self, view: View, events: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score from what it has heard of."""
-        self._hear(view.at_ms)
+        self.hear(view.at_ms)
         stale = _as_known_to(self.graph, view, view.at_ms)
         return _hide_unknown(self.model.score(stale, events), self.graph.n_items)
 
+    def hear(self, now_ms: int) -> None:
+        """Learn from the micro-batches whose time has come by ``now_ms``."""
+        while self._waiting and int(self._waiting[0][0].ts_ms[-1]) + self._delay_ms <= now_ms:
+            events, weight = self._waiting.popleft()
+            view = self.graph.look(events, weight)
+            self.model.learn(view)
+            self.graph.append(view)
+
     def learn(self, view: View) -> None:
         """Keep the view until its time, and learn from those whose time has come."""
-        self._hear(view.at_ms)
+        self.hear(view.at_ms)
         events = Edges(view.users, view.items, view.ts_ms, view.kind, view.key)
         self._waiting.append((events, view.weight))
 
@@ -170,13 +178,6 @@ class Delayed:
             (Edges(*(np.array(entry[name]) for name in Edges._fields)), np.array(entry["weight"]))
             for entry in columns
         )
-
-    def _hear(self, now_ms: int) -> None:
-        while self._waiting and int(self._waiting[0][0].ts_ms[-1]) + self._delay_ms <= now_ms:
-            events, weight = self._waiting.popleft()
-            view = self.graph.look(events, weight)
-            self.model.learn(view)
-            self.graph.append(view)
 
 
 class Warm:

@@ -26,7 +26,7 @@ from tests.replay.replay_driver import config_for, found
 torch.set_num_threads(1)
 
 MINUTE_MS = 60_000
-PACE = 5_000.0  # the log's first two and a half hours in a few seconds, in many small batches
+PACE = 8_000.0  # the log's first two and a half hours in a few seconds, in many small batches
 
 
 def replay_of(config: ReplayConfig) -> Replay:
@@ -86,7 +86,7 @@ def test_a_replay_killed_at_any_moment_and_resumed_ends_as_if_undisturbed(
     undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     draw = np.random.default_rng(7)
-    for wanted in draw.integers(3, 9, 3).tolist():
+    for wanted in draw.integers(3, 9, 2).tolist():
         with started(tmp_path) as process:
             assert process.stdout is not None
             for _ in range(wanted):
