@@ -7,13 +7,11 @@ it. The kernels here never allocate: the caller grows the pool when they ask for
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-
-T = TypeVar("T", bound=np.generic)
 
 SMALLEST: Final = 4
 """Slots of a block of class 0."""
@@ -60,20 +58,3 @@ def give_block(
     head = lists[size_class]
     links[block] = np.int32(head // SMALLEST) if head != NO_BLOCK else np.int32(NO_BLOCK)
     lists[size_class] = block
-
-
-def grown(array: NDArray[T], size: int, fill: float = 0) -> NDArray[T]:
-    """Return ``array`` with at least ``size`` rows, the new ones holding ``fill``.
-
-    Examples
-    --------
-    >>> grown(np.array([1, 2]), 3, fill=-1).tolist()[:3]
-    [1, 2, -1]
-
-    """
-    if size <= array.shape[0]:
-        return array
-    rows = max(size, array.shape[0] + array.shape[0] // 2, 64)
-    bigger = np.full((rows, *array.shape[1:]), fill, dtype=array.dtype)
-    bigger[: array.shape[0]] = array
-    return bigger

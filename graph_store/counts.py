@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from graph_store.blocks import SMALLEST, give_block, grown, new_free_lists, take_block
+from graph_store.blocks import SMALLEST, give_block, new_free_lists, take_block
+from graph_store.memory import with_room
 
 _MAX_EXPONENT: Final = 256.0
 """Half-lives that the clock may run ahead of the reference time before sums are rescaled."""
@@ -70,7 +71,7 @@ class DecayedCounts:
         """Add ``amounts`` that happened at ``ts_ms`` to ``rows``; all three of shape (E,)."""
         if rows.size == 0:
             return
-        self._sums = grown(self._sums, int(rows.max()) + 1)
+        self._sums = with_room(self._sums, int(rows.max()) + 1)
         newest = int(ts_ms.max())
         if self._reference_ms is None:
             self._reference_ms = np.full(self.half_lives_ms.shape, newest, np.int64)
@@ -91,7 +92,7 @@ class DecayedCounts:
 
     def stored(self, n_rows: int) -> NDArray[np.float64]:
         """Return the sums (n_rows, H) as of the reference time: a view, the reader scales it."""
-        self._sums = grown(self._sums, n_rows)
+        self._sums = with_room(self._sums, n_rows)
         return self._sums[:n_rows]
 
     def at(self, at_ms: int, n_rows: int) -> NDArray[np.float64]:
@@ -344,8 +345,8 @@ class Covisitation:
             part = slice(first, first + chunk)
             room = 2 * history[part].size * (SMALLEST + 2 * self.m)
             used = int(self._lists[-1])
-            self._others = grown(self._others, used + room)
-            self._weights = grown(self._weights, self._others.shape[0])
+            self._others = with_room(self._others, used + room)
+            self._weights = with_room(self._weights, self._others.shape[0])
             _add_visits(
                 items[part], ts_ms[part], history[part], history_ts_ms[part], self.m,
                 self.half_life_ms, self.gap_ms, self._reference_ms, *self._arrays(),
@@ -441,11 +442,11 @@ class Covisitation:
         self._scratch = np.zeros(self._mass.shape, np.float32)
 
     def _grow(self, n_items: int) -> None:
-        self._starts = grown(self._starts, n_items)
-        self._sizes = grown(self._sizes, n_items)
-        self._classes = grown(self._classes, n_items)
-        self._mass = grown(self._mass, n_items)
-        self._scratch = grown(self._scratch, n_items)
+        self._starts = with_room(self._starts, n_items)
+        self._sizes = with_room(self._sizes, n_items)
+        self._classes = with_room(self._classes, n_items)
+        self._mass = with_room(self._mass, n_items)
+        self._scratch = with_room(self._scratch, n_items)
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:
         return (

@@ -35,3 +35,22 @@ def grown(array: NDArray[T], size: int) -> NDArray[T]:
     bigger[:kept] = array[:kept]
     bigger[kept:] = np.zeros((), array.dtype)
     return bigger
+
+
+def with_room(array: NDArray[T], size: int, fill: float = 0) -> NDArray[T]:
+    """Return ``array`` with at least ``size`` rows, the new ones holding ``fill``.
+
+    One that has to grow gets half as many again, so that a growing array is copied seldom.
+
+    Examples
+    --------
+    >>> with_room(np.array([1, 2]), 3, fill=-1).tolist()[:3]
+    [1, 2, -1]
+
+    """
+    if size <= array.shape[0]:
+        return array
+    rows = max(size, array.shape[0] + array.shape[0] // 2, 64)
+    bigger = np.full((rows, *array.shape[1:]), fill, dtype=array.dtype)
+    bigger[: array.shape[0]] = array
+    return bigger

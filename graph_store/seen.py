@@ -12,10 +12,10 @@ from graph_store.blocks import (
     NO_BLOCK,
     SMALLEST,
     give_block,
-    grown,
     new_free_lists,
     take_block,
 )
+from graph_store.memory import with_room
 
 
 @njit(cache=True)
@@ -142,9 +142,9 @@ class SeenItems:
         if users.size == 0:
             return
         n_rows = int(users.max()) + 1
-        self._starts = grown(self._starts, n_rows)
-        self._sizes = grown(self._sizes, n_rows)
-        self._classes = grown(self._classes, n_rows)
+        self._starts = with_room(self._starts, n_rows)
+        self._sizes = with_room(self._sizes, n_rows)
+        self._classes = with_room(self._classes, n_rows)
         done = 0
         while done < users.shape[0]:
             done = _add(
@@ -159,7 +159,7 @@ class SeenItems:
             )
             if done < users.shape[0]:
                 needed = SMALLEST << (int(self._classes[users[done]]) + 1)
-                self._pool = grown(self._pool, self._pool.shape[0] + needed)
+                self._pool = with_room(self._pool, self._pool.shape[0] + needed)
 
     def of(self, user: int) -> NDArray[np.int64]:
         """Return one user's items, ascending; none for a user without a row."""
@@ -209,7 +209,7 @@ class SeenItems:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become what :meth:`state` described."""
-        self._pool = grown(np.array(state["pool"]), 1024)
+        self._pool = with_room(np.array(state["pool"]), 1024)
         self._lists = np.array(state["lists"])
         self._starts = np.array(state["starts"])
         self._sizes = np.array(state["sizes"])

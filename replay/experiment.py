@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_store.graph import GraphConfig, TemporalGraph, View
+from graph_store.memory import with_room
 from learner.base import Learned, Model
 from learner.offline import Journal, train
 from replay.baselines import BASELINES
@@ -361,11 +362,7 @@ class Experiment:
         self._events_of_user = _counted(self._events_of_user, view.users)
         if self._phase < 2:
             self._item_events = _counted(self._item_events, view.items)
-        n_items = int(view.items.max()) + 1
-        if n_items > self._item_first_ms.shape[0]:
-            bigger = np.zeros(2 * n_items, np.int64)
-            bigger[: self._item_first_ms.shape[0]] = self._item_first_ms
-            self._item_first_ms = bigger
+        self._item_first_ms = with_room(self._item_first_ms, int(view.items.max()) + 1)
         fresh, first = np.unique(view.items, return_index=True)
         new = fresh >= view.n_items
         self._item_first_ms[fresh[new]] = view.ts_ms[first[new]]
@@ -472,10 +469,6 @@ def _rows_of(
 
 def _counted(counts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return ``counts`` with one more for each of ``rows``."""
-    size = int(rows.max()) + 1
-    if size > counts.shape[0]:
-        bigger = np.zeros(2 * size, np.int64)
-        bigger[: counts.shape[0]] = counts
-        counts = bigger
+    counts = with_room(counts, int(rows.max()) + 1)
     np.add.at(counts, rows, 1)
     return counts

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from river import optim, reco
 
-from graph_store.blocks import grown
+from graph_store.memory import with_room
 from replay.baselines.base import Batch
 
 DIM: Final = 16
@@ -66,8 +66,8 @@ class Isgd:
     def score(self, batch: Batch, events: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score by the distance of the product of factors from 1; unknown rows have factors 0."""
         users = batch.users[events]
-        self._users = grown(self._users, int(users.max(initial=0)) + 1)
-        self._items = grown(self._items, batch.n_items)
+        self._users = with_room(self._users, int(users.max(initial=0)) + 1)
+        self._items = with_room(self._items, batch.n_items)
         scores: NDArray[np.float32] = self._users[users] @ self._items[: batch.n_items].T
         closeness: NDArray[np.float32] = -np.abs(1.0 - scores)
         return closeness
@@ -77,8 +77,8 @@ class Isgd:
         users, items = batch.users[batch.positive], batch.items[batch.positive]
         if not users.size:
             return
-        self._users = grown(self._users, int(users.max()) + 1)
-        self._items = grown(self._items, int(items.max()) + 1)
+        self._users = with_room(self._users, int(users.max()) + 1)
+        self._items = with_room(self._items, int(items.max()) + 1)
         model = self._model
         for user, item in zip(users.tolist(), items.tolist(), strict=True):
             model.learn_one(user, item, 1.0)

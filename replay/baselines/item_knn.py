@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_store.blocks import grown
+from graph_store.memory import with_room
 from replay.baselines.base import Batch, liked
 from replay.baselines.pairs import PairCounts
 
@@ -63,7 +63,7 @@ class ItemKnn:
         items = batch.items[events]
         history = liked(batch.history, events)
         self._pairs.add(items, batch.ts_ms[events], history, batch.history.ts_ms[events])
-        self._likes = grown(self._likes, int(items.max(initial=0)) + 1)
+        self._likes = with_room(self._likes, int(items.max(initial=0)) + 1)
         np.add.at(self._likes, items, np.float32(1.0))
 
     def state(self) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from graph_store.blocks import grown
 from graph_store.counts import Covisitation
+from graph_store.memory import with_room
 
 PAIRS_KEPT: Final = 256
 """Partners kept per item; on validation 64, 128, 256, 512 gave HR@10 .0675, .0733, .0751, .0758."""
@@ -84,7 +84,7 @@ class PairCounts(Covisitation):
         if self._reference_ms is not None:
             scale = 2.0 ** ((self._reference_ms - at_ms) / self.half_life_ms)
             known = max(n_items, self._sizes.shape[0])
-            norms = np.zeros(known, np.float32) if events is None else grown(events, known)
+            norms = np.zeros(known, np.float32) if events is None else with_room(events, known)
             _score(
                 history, norms, shrink, scale, self._others, self._weights,
                 self._starts, self._sizes, out,

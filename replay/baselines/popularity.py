@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_store.blocks import grown
+from graph_store.memory import with_room
 from replay.baselines.base import Batch
 
 
@@ -28,14 +28,14 @@ class Popularity:
 
     def score(self, batch: Batch, events: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score by count."""
-        self._counts = grown(self._counts, batch.n_items)
+        self._counts = with_room(self._counts, batch.n_items)
         return np.tile(self._counts[: batch.n_items], (events.shape[0], 1))
 
     def learn(self, batch: Batch) -> None:
         """Count the positive events."""
         items = batch.items[batch.positive]
         if items.size:
-            self._counts = grown(self._counts, int(items.max()) + 1)
+            self._counts = with_room(self._counts, int(items.max()) + 1)
             np.add.at(self._counts, items, np.float32(1.0))
 
     def state(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from scipy import sparse
 
-from graph_store.blocks import grown
+from graph_store.memory import with_room
 from replay.baselines.base import Batch
 
 EVERY_MS: Final = 4 * 3_600_000
@@ -44,8 +44,8 @@ class Interactions:
             self._drop(end - self._n)
             end = self._n + int(says.sum())
         place = slice(self._n, end)
-        self._users, self._items = grown(self._users, end), grown(self._items, end)
-        self._signs = grown(self._signs, end)
+        self._users, self._items = with_room(self._users, end), with_room(self._items, end)
+        self._signs = with_room(self._signs, end)
         self._users[place] = batch.users[says]
         self._items[place] = batch.items[says]
         self._signs[place] = value[says]

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from graph_store.blocks import grown
+from graph_store.memory import with_room
 from replay.baselines.base import Batch, liked
 
 LENGTH: Final = 20
@@ -166,13 +166,13 @@ class Vsknn:
         if not users.size:
             return
         n_users, n_items = int(users.max()) + 1, int(items.max()) + 1
-        self._session_of = grown(self._session_of, n_users, fill=-1)
-        self._last_ms = grown(self._last_ms, n_users)
-        self._sessions = grown(self._sessions, n_items)
-        self._met = grown(self._met, n_items)
+        self._session_of = with_room(self._session_of, n_users, fill=-1)
+        self._last_ms = with_room(self._last_ms, n_users)
+        self._sessions = with_room(self._sessions, n_items)
+        self._met = with_room(self._met, n_items)
         n_sessions = min(self._count + users.shape[0], CAPACITY)
-        self._contents = grown(self._contents, n_sessions, fill=-1)
-        self._sizes = grown(self._sizes, n_sessions)
+        self._contents = with_room(self._contents, n_sessions, fill=-1)
+        self._sizes = with_room(self._sizes, n_sessions)
         self._count = _learn(
             users, items, batch.ts_ms[batch.positive], GAP_MS, self._count, CAPACITY,
             self._session_of, self._last_ms, self._contents, self._sizes, self._sessions,

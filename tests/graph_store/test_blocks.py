@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph_store.blocks import NO_BLOCK, SMALLEST, give_block, grown, new_free_lists, take_block
+from graph_store.blocks import NO_BLOCK, SMALLEST, give_block, new_free_lists, take_block
+from graph_store.memory import with_room
 
 POOL = 64
 
@@ -50,7 +51,7 @@ def test_the_pool_keeps_the_books_of_a_plain_list(orders: list[tuple[str, int]])
 
 def test_growing_copies_what_was_there_and_fills_the_rest() -> None:
     array = np.array([[1, 2], [3, 4]], np.int16)
-    bigger = grown(array, 100, fill=7)
+    bigger = with_room(array, 100, fill=7)
     assert bigger.dtype == np.int16
     assert bigger[:2].tolist() == array.tolist()
     assert bigger.shape[0] >= 100
@@ -59,13 +60,13 @@ def test_growing_copies_what_was_there_and_fills_the_rest() -> None:
 
 def test_what_is_long_enough_is_not_copied() -> None:
     array = np.zeros(5)
-    assert grown(array, 5) is array
+    assert with_room(array, 5) is array
 
 
 def test_growing_one_by_one_copies_a_bounded_number_of_times() -> None:
     array, copies = np.zeros(1), 0
     for size in range(1, 10_000):
-        bigger = grown(array, size)
+        bigger = with_room(array, size)
         copies += bigger is not array
         array = bigger
     assert copies < 20
