@@ -407,7 +407,7 @@ class STAHawkes:
     def _keys(self, history: Neighbours) -> Tensor:
         """Return the item rows of past events, (B, K, D); padding has row 0, and no weight."""
         rows = self._to(np.maximum(history.nodes, 0).ravel())
-        return self._items.weight.index_select(0, rows).view(*history.nodes.shape, -1)
+        return self._items.weight.index_select(0, rows).view(*history.nodes.shape, self.config.dim)
 
     def _count_shares(self, view: View, items: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return what popularity and click rate add to the score of ``items``, (C,) each."""

@@ -12,7 +12,13 @@ __all__ = ["bench"]
 
 @click.group()
 def bench() -> None:
-    """Measure a room beside its peers, on this machine."""
+    """Measure a room beside its peers, on this machine.
+
+    \b
+    Example:
+        tidegraph bench graph --json
+        tidegraph bench learner --json
+    """
 
 
 bench.add_command(graph)
