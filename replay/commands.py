@@ -6,28 +6,36 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from replay.clock import parse_speed
 from replay.datasets import sample_path
 from replay.embedded import Replay, ReplayConfig, Stopped, Survey, survey
 from replay.experiment import SYSTEMS
 from replay.options import log_options, open_log
-from replay.report import build_report, table, write_report
+from replay.report import ReplayResult, build_report, table, write_report
 from stream.errors import BadOutput, BadSettings
+from stream.events import Kind
 from stream.typing_rules import load_rules
 
 _DEFAULT = "online,frozen,retrain,popularity,recent_popularity,covisitation,counting"
 _SPANS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_SHORT = {0: "expl+", 1: "impl+", 2: "impl-", 3: "expl-"}
 
 
 def parse_span(text: str) -> int:
@@ -205,58 +213,70 @@ def _forget_older(out: Path, *, resume: bool) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
+class _Bar(Progress):
+    """A bar with lines of facts under it, none of which a narrow terminal cuts off."""
+
+    facts: tuple[str, ...] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar, then the facts."""
+        yield from super().get_renderables()
+        yield from map(Text, self.facts)
+
+
+def _bar(console: Console) -> _Bar:
+    columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[facts]}"),
+        MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
-        console=console,
     )
+    return _Bar(*columns, console=console)
 
 
 def _look_ahead(config: ReplayConfig, console: Console) -> Survey:
     with _bar(console) as bar:
-        task = bar.add_task("survey", total=config.dataset.n_rows, facts="")
-
-        def show(sent: int) -> None:
-            bar.update(task, completed=sent, facts=f"{sent:,} events")
-
-        found = survey(config, show)
-        bar.update(task, total=1, completed=1)
+        task = bar.add_task("survey", total=config.dataset.n_rows)
+        found = survey(config, lambda sent: bar.update(task, completed=sent))
+        bar.update(task, total=found.accepted, completed=found.accepted)
     return found
 
 
-def _play(running: Replay, console: Console, k: int) -> Any:
+def _play(running: Replay, console: Console, k: int) -> ReplayResult:
+    started, already = time.perf_counter(), running.stream.sent
     with _bar(console) as bar:
-        total = max(running.config.dataset.n_rows, running.stream.sent)
-        task = bar.add_task("replay", total=total, facts="")
-        offline = bar.add_task("offline", total=None, facts="", visible=False)
+        task = bar.add_task("replay", total=max(running.config.dataset.n_rows, already))
         trained: dict[str, int] = {}
 
         def on_offline(what: str, n_events: int) -> None:
             trained[what] = trained.get(what, 0) + n_events
-            bar.update(offline, visible=True, facts=f"{what} training, {trained[what]:,} events")
+            bar.facts = (*bar.facts[:2], f"  {what} training: {trained[what]:,} events")
 
         def on_batch(replay: Replay) -> None:
-            bar.update(offline, visible=False)
-            bar.update(task, completed=replay.stream.sent, facts=_facts(replay, k, bar))
+            sent = replay.stream.sent
+            rate = (sent - already) / (time.perf_counter() - started)
+            bar.facts = _facts(replay, k, rate)
+            bar.update(task, completed=sent)
 
         running.experiment.on_offline = on_offline
         return running.run(on_batch)
 
 
-def _facts(replay: Replay, k: int, bar: Progress) -> str:
-    """Return the line beside the bar: events, rate, classes, running HR."""
-    speed = bar.tasks[0].speed or 0.0
-    classes = " ".join(f"{short} {replay.stream.classes[kind]:,}" for kind, short in _SHORT.items())
-    hits = "  ".join(
-        f"{name} HR@{k} {clocked.hr(k):.4f}"
+def _facts(replay: Replay, k: int, rate: float) -> tuple[str, str]:
+    """Return the lines under the bar: rate and classes, running HR."""
+    count = replay.stream.classes
+    hits = "   ".join(
+        f"{name} {clocked.hr(k):.4f}"
         for name, clocked in replay.experiment.results().items()
         if name in {"online", "frozen"} and clocked.rank
     )
-    return f"{replay.stream.sent:,} events  {speed:,.0f}/s  {classes}  {hits}"
+    explicit = f"+ {count[Kind.EXPLICIT_POSITIVE]:,} / - {count[Kind.EXPLICIT_NEGATIVE]:,}"
+    implicit = f"+ {count[Kind.IMPLICIT_POSITIVE]:,} / - {count[Kind.IMPLICIT_NEGATIVE]:,}"
+    return (
+        f"  {rate:,.0f} events/s   explicit {explicit}   implicit {implicit}",
+        f"  HR@{k}: {hits or 'from the split on'}",
+    )
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def write_report(report: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
 def table(report: Mapping[str, Any], *, k: int = 10) -> Table:
     """Return the systems with their intervals, best NDCG@k first, for a terminal of 80 columns."""
     title = f"{report['dataset']}: {report['split']['test_events']:,} ranked test events"
-    found = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    found = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, show_edge=False)
     found.add_column("system", no_wrap=True)
     for heading in (f"HR@{k}", "95 %", f"NDCG@{k}", "95 %", "AUC +/-", "events/s"):
         found.add_column(heading, justify="right", no_wrap=True)

@@ -529,20 +529,15 @@ class STAHawkes:
 
     def _place_new_items(self, view: View) -> None:
         """Start an item seen for the first time near what its first user did before."""
-        if view.items.max(initial=-1) < view.n_items:
+        fresh = np.flatnonzero(view.items >= view.n_items)
+        if fresh.size == 0:
             return
-        fresh, first = np.unique(view.items, return_index=True)
-        first = first[fresh >= view.n_items]
-        history = view.history.nodes[first]
-        present = history >= 0
+        _, first = np.unique(view.items[fresh], return_index=True)
+        history = _take(view.history, fresh[first])
+        present = history.nodes >= 0
         share = present / np.maximum(present.sum(1, keepdims=True), 1)
-        means = F.embedding_bag(
-            self._to(np.maximum(history, 0)),
-            self._items.weight,
-            per_sample_weights=self._to(share.astype(np.float32)),
-            mode="sum",
-        )
-        self._items.weight.index_add_(0, self._to(view.items[first]), means)
+        means = _pooled(self._to(share.astype(np.float32)), self._keys(history))
+        self._items.weight.index_add_(0, self._to(view.items[fresh[first]]), means)
 
     def _to(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
