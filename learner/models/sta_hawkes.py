@@ -136,6 +136,8 @@ def _laid_in_one(parameters: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
     return flat, gradient
 
 
+_CLASSES: Final = np.arange(N_CLASSES)
+
 _FIRST_GATE: Final = {"attention": 0.3, "hawkes": 0.3, "neighbours": 0.3}
 """Parts that must show their worth start quietly."""
 
@@ -247,18 +249,17 @@ class STAHawkes:
         keys = self._keys(history).requires_grad_()  # (P + E, K, D)
         own = self._users.leaf(self._to(view.users[events]))  # (P + E, D)
         h, weights, own_share = self._user(view.ts_ms[events], history, keys, own)
-        shares: dict[str, Tensor] = self._count_shares(view, candidates)
-        base = bias.squeeze(1) + sum(shares.values())  # (C,)
+        features, count_weights, counted = self._count_features(view, candidates)
+        base = torch.addmv(bias.squeeze(1), features, count_weights)  # (C,)
         full = z
         if "neighbours" in self._gates.open:
             around = self._neighbour_share(view, candidates)
             full = z + around
         logits = torch.addmm(base, h, full.T)  # (P + E, C)
         if "covisitation" in self._gates.open:
-            features = covisitation_features(view.graph.covisitation, history, candidates)
-            pairs = self._to(features) * self._covisitation_weight(history).unsqueeze(1)
+            cosines = covisitation_features(view.graph.covisitation, history, candidates)
+            pairs = self._to(cosines) * self._covisitation_weight(history).unsqueeze(1)
             logits = logits + pairs
-            shares["covisitation"] = pairs
 
         n_positives = positives.shape[0]
         in_sample = n_positives + negatives.shape[0]
@@ -271,8 +272,13 @@ class STAHawkes:
         loss = softmax.losses(sampled)
         if view.step % _MEASURE_EVERY == 0:
             with torch.no_grad():
-                shares |= {name: _pooled(each, keys) @ full.T for name, each in weights.items()}
+                shares = {name: _pooled(each, keys) @ full.T for name, each in weights.items()}
                 shares["user"] = own_share @ full.T
+                n = max(len(counted), 1)
+                parts = zip(counted, features.chunk(n, 1), count_weights.chunk(n), strict=False)
+                shares |= {name: block @ part for name, block, part in parts}
+                if "covisitation" in self._gates.open:
+                    shares["covisitation"] = pairs
                 if "neighbours" in self._gates.open:
                     shares["neighbours"] = h @ around.T
                 self._measure(softmax, sampled, loss, shares)
@@ -372,14 +378,25 @@ class STAHawkes:
     ) -> dict[str, Tensor]:
         """Return how much each open part makes of each past event, (B, K) each."""
         dense, is_open = self.dense, self._gates.open
-        if not set(EVENT_PARTS) & set(is_open):
+        tables = []  # (classes, columns) each: what a part knows of a feedback class
+        if "pool" in is_open:
+            tables += [dense.pool_class.unsqueeze(1)]
+            tables += [(dense.pool_sign * self._gate["pool"]).unsqueeze(1)]
+        if "attention" in is_open:
+            tables += [dense.attention_class.unsqueeze(1)]
+        if "hawkes" in is_open:
+            tables += [dense.amplitude * self._gate["hawkes"]]
+        if not tables:
             return {}
+        # One product looks all of them up. Padding is of no class and gets nothing but zeros.
+        of_class = self._to((history.kind[..., None] == _CLASSES).astype(np.float32))
+        widths = [table.shape[1] for table in tables]
+        found = list(torch.split(of_class @ torch.cat(tables, 1), widths, 2))
         present = self._to(history.nodes >= 0)  # (B, K)
-        kind = self._to(np.maximum(history.kind, 0).astype(np.int64))
         weights: dict[str, Tensor] = {}
         if "pool" in is_open:
-            share = _softmax(dense.pool_rank + _by_class(dense.pool_class, kind), present)
-            weights["pool"] = share * _by_class(dense.pool_sign * self._gate["pool"], kind)
+            share = _softmax(dense.pool_rank + found.pop(0).squeeze(2), present)
+            weights["pool"] = share * found.pop(0).squeeze(2)
         if "attention" in is_open or "hawkes" in is_open:
             age_ms = np.where(history.nodes >= 0, ts_ms[:, None] - history.ts_ms, 0)
             age_h = self._to((age_ms / HOUR_MS).astype(np.float32))
@@ -387,11 +404,10 @@ class STAHawkes:
             content = (keys @ (own + dense.query).unsqueeze(2)).squeeze(2)
             decay = F.softplus(dense.attention_decay) * age_h / 24
             logits = content / self.config.dim**0.5 + dense.attention_rank - decay
-            share = _softmax(logits + _by_class(dense.attention_class, kind), present)
+            share = _softmax(logits + found.pop(0).squeeze(2), present) * present
             weights["attention"] = share * self._gate["attention"]
         if "hawkes" in is_open:
-            amplitude = F.embedding(kind, dense.amplitude * self._gate["hawkes"])
-            weights["hawkes"] = excitation(age_h, amplitude, dense.log_rate.exp()) * present
+            weights["hawkes"] = excitation(age_h, found.pop(0), dense.log_rate.exp())
         return weights
 
     def _user(
@@ -409,29 +425,30 @@ class STAHawkes:
         rows = self._to(np.maximum(history.nodes, 0).ravel())
         return self._items.weight.index_select(0, rows).view(*history.nodes.shape, self.config.dim)
 
-    def _count_shares(self, view: View, items: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return what popularity and click rate add to the score of ``items``, (C,) each."""
-        is_open = [name for name in ("popularity", "click_rate") if name in self._gates.open]
+    def _count_features(
+        self, view: View, items: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Return features (C, n H), weights (n H,), and which of the two count parts are open."""
+        both = ("popularity", "click_rate")
+        is_open = tuple(name for name in both if name in self._gates.open)
         if not is_open:
-            return {}
-        graph = view.graph
-        features = dict(
-            zip(
-                ("popularity", "click_rate"),
-                count_features(
-                    graph.positives, graph.shown, items, n_items=view.n_items, at_ms=view.at_ms
-                ),
-                strict=True,
-            )
+            return self._flat.new_zeros(items.shape[0], 1), self._flat.new_zeros(1), is_open
+        graph, dense = view.graph, self.dense
+        popularity, click_rate = count_features(
+            graph.positives, graph.shown, items, n_items=view.n_items, at_ms=view.at_ms
         )
-        weights = {"popularity": self.dense.popularity, "click_rate": self.dense.click_rate}
-        return {
-            name: self._to(features[name]) @ (weights[name] * self._gate[name]) for name in is_open
-        }
+        features = {"popularity": popularity, "click_rate": click_rate}
+        weights = {"popularity": dense.popularity, "click_rate": dense.click_rate}
+        return (
+            self._to(np.concatenate([features[name] for name in is_open], 1)),
+            torch.cat([weights[name] * self._gate[name] for name in is_open]),
+            is_open,
+        )
 
     def _covisitation_weight(self, history: Neighbours) -> Tensor:
         by_length: Tensor = self.dense.covisitation * self._gate["covisitation"]
-        return _by_class(by_length, self._to(length_class(history)))
+        lengths = length_class(history)[:, None] == np.arange(N_LENGTHS)
+        return self._to(lengths.astype(np.float32)) @ by_length
 
     def _neighbour_share(self, view: View, items: NDArray[np.int64]) -> Tensor:
         """Return what the rows of their latest positive users add to item vectors, (C, D)."""
@@ -455,9 +472,8 @@ class STAHawkes:
             z = self._items.weight[: view.n_items]
             if "neighbours" in self._gates.open:
                 z = z + self._neighbour_share(view, everything)
-            base = self._bias.weight[: view.n_items, 0]
-            for share in self._count_shares(view, everything).values():
-                base = base + share
+            features, weights, _ = self._count_features(view, everything)
+            base = torch.addmv(self._bias.weight[: view.n_items, 0], features, weights)
             self._known = view, z, base
         return self._known[1:]
 
@@ -508,7 +524,8 @@ class STAHawkes:
                 summed.index_add_(0, self._to(at), torch.cat(grads))
                 moves.append((table, self._to(distinct), summed))
         grads = [*(grad for _, _, grad in moves), self._gradient]
-        norm = float(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm())
+        squares = [torch.dot(grad.view(-1), grad.view(-1)) for grad in grads]
+        norm = float(torch.stack(squares).sum()) ** 0.5
         if norm > (bound := self.config.max_grad_norm * n_positives):
             for grad in grads:
                 grad.mul_(bound / norm)
@@ -562,14 +579,9 @@ def _pooled(weights: Tensor, keys: Tensor) -> Tensor:
     return torch.bmm(weights.unsqueeze(1), keys).squeeze(1)
 
 
-def _by_class(table: Tensor, index: Tensor) -> Tensor:
-    """Look up ``table`` (N,); its gradient is a sum per class, where that of indexing is a sort."""
-    return F.embedding(index, table.unsqueeze(1)).squeeze(-1)
-
-
 def _softmax(logits: Tensor, present: Tensor) -> Tensor:
-    """Softmax over what is present (B, K); a row with nothing is all zeros, not NaN."""
-    return torch.softmax(logits.masked_fill(~present, -1e9), 1) * present
+    """Softmax over what is present (B, K); what a row with nothing gets must not be used."""
+    return torch.softmax(logits.masked_fill(~present, -1e9), 1)
 
 
 def _take(history: Neighbours, events: NDArray[np.int64]) -> Neighbours:
