@@ -80,6 +80,11 @@ class Model(Protocol):
         """Return the weights of the fused counts, as they go to the published table."""
         ...
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held by what is learned."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Return all that a restart needs."""
         ...

@@ -349,6 +349,7 @@ class Replay:
             kind.label: self.stream.classes[kind] for kind in list(Kind)[:N_CLASSES]
         }
         systems = {}
+        held = experiment.model.n_bytes + sum(experiment.graph.n_bytes().values())
         for name, clocked in experiment.results().items():
             learn_s = clocked.learn_s + (experiment.graph_s if name == "online" else 0.0)
             systems[name] = SystemResult(
@@ -359,6 +360,7 @@ class Replay:
                     learned_events=clocked.learned_events,
                     ranked_events=clocked.ranked_events,
                     cpu_s=clocked.cpu_s,
+                    state_bytes=held if name == "online" else None,
                     retrain_s=tuple(clocked.retrain_s),
                 ),
             )
