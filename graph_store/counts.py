@@ -235,7 +235,7 @@ def _add_log(
         _gather(history[n], trust[n], others, weights, starts, sizes, mass, cosines)
         for k in range(history.shape[1]):
             item = history[n, k]
-            if item < 0 or item >= sizes.shape[0]:
+            if item < 0 or item >= sizes.shape[0] or trust[n, k] == 0.0:
                 continue
             for slot in range(starts[item], starts[item] + sizes[item]):
                 other = others[slot]
@@ -264,7 +264,7 @@ def _look_up(
             found[n, c] = cosines[candidates[c]]
         for k in range(history.shape[1]):
             item = history[n, k]
-            if item < 0 or item >= sizes.shape[0]:
+            if item < 0 or item >= sizes.shape[0] or trust[n, k] == 0.0:
                 continue
             for slot in range(starts[item], starts[item] + sizes[item]):
                 cosines[others[slot]] = 0.0
