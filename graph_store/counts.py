@@ -205,8 +205,10 @@ def _gather(
     sizes: NDArray[np.int32],
     mass: NDArray[np.float32],
     cosines: NDArray[np.float32],
-) -> None:
-    """Add one history's cosines to ``cosines`` (N,)."""
+    touched: NDArray[np.int32],
+) -> int:
+    """Add one history's cosines to ``cosines`` (N,); list where, and return how many those are."""
+    n_touched = 0
     for k in range(history.shape[0]):
         item = history[k]
         if item < 0 or item >= sizes.shape[0] or trust[k] == 0.0:
@@ -214,7 +216,11 @@ def _gather(
         share = trust[k] / np.sqrt(mass[item] + _TINY)
         for slot in range(starts[item], starts[item] + sizes[item]):
             other = others[slot]
+            if cosines[other] == 0.0:
+                touched[n_touched] = other
+                n_touched += 1
             cosines[other] += share * weights[slot] / np.sqrt(mass[other] + _TINY)
+    return n_touched
 
 
 @njit(cache=True)
@@ -230,19 +236,17 @@ def _add_log(
     sizes: NDArray[np.int32],
     mass: NDArray[np.float32],
     cosines: NDArray[np.float32],
+    m: int,
 ) -> None:
+    touched = np.empty(history.shape[1] * m, np.int32)
     for n in range(history.shape[0]):
-        _gather(history[n], trust[n], others, weights, starts, sizes, mass, cosines)
-        for k in range(history.shape[1]):
-            item = history[n, k]
-            if item < 0 or item >= sizes.shape[0] or trust[n, k] == 0.0:
-                continue
-            for slot in range(starts[item], starts[item] + sizes[item]):
-                other = others[slot]
-                if cosines[other] != 0.0:
-                    if other < scores.shape[1]:
-                        scores[n, other] += factors[n] * np.log1p(scale * cosines[other])
-                    cosines[other] = 0.0
+        n_touched = _gather(
+            history[n], trust[n], others, weights, starts, sizes, mass, cosines, touched
+        )
+        for other in touched[:n_touched]:
+            if other < scores.shape[1] and cosines[other] != 0.0:
+                scores[n, other] += factors[n] * np.log1p(scale * cosines[other])
+            cosines[other] = 0.0
 
 
 @njit(cache=True)
@@ -257,17 +261,17 @@ def _look_up(
     mass: NDArray[np.float32],
     cosines: NDArray[np.float32],
     found: NDArray[np.float32],
+    m: int,
 ) -> None:
+    touched = np.empty(history.shape[1] * m, np.int32)
     for n in range(history.shape[0]):
-        _gather(history[n], trust[n], others, weights, starts, sizes, mass, cosines)
+        n_touched = _gather(
+            history[n], trust[n], others, weights, starts, sizes, mass, cosines, touched
+        )
         for c in range(candidates.shape[0]):
             found[n, c] = cosines[candidates[c]]
-        for k in range(history.shape[1]):
-            item = history[n, k]
-            if item < 0 or item >= sizes.shape[0] or trust[n, k] == 0.0:
-                continue
-            for slot in range(starts[item], starts[item] + sizes[item]):
-                cosines[others[slot]] = 0.0
+        for other in touched[:n_touched]:
+            cosines[other] = 0.0
 
 
 class Covisitation:
@@ -380,7 +384,7 @@ class Covisitation:
         """
         _add_log(
             scores, factors, scale, history, trust, self._others, self._weights, self._starts,
-            self._sizes, self._mass, self._scratch,
+            self._sizes, self._mass, self._scratch, self.m,
         )  # fmt: skip
 
     def pairs(
@@ -394,7 +398,7 @@ class Covisitation:
         found = np.empty((history.shape[0], candidates.shape[0]), np.float32)
         _look_up(
             history, trust, candidates, self._others, self._weights, self._starts, self._sizes,
-            self._mass, self._scratch, found,
+            self._mass, self._scratch, found, self.m,
         )  # fmt: skip
         return found
 

@@ -233,13 +233,11 @@ class Experiment:
             fitted = self._epoch(fitted, "offline")
         learn_s = self._warm.learn_s + time.perf_counter() - started
         cpu_s = self._warm.cpu_s + time.process_time() - cpu
-        span_ms = config.split.end_ms - config.split.t2_ms
-        every_ms = max(span_ms // (config.retrains + 1), 1)
         makers: dict[str, Callable[[], System]] = {
             "frozen": lambda: Frozen(fitted),
             "frozen_counts": lambda: FrozenCounts(fitted, self.graph.fork()),
             "static": lambda: Static(fitted, self.graph.fork()),
-            "retrain": lambda: self._retrain(fitted, every_ms),
+            "retrain": lambda: self._retrain(fitted),
         }
         for name, make in makers.items():
             if name in wanted:
@@ -250,12 +248,15 @@ class Experiment:
                     learned_events=len(self.journal) * self.epochs,
                 )
 
-    def _retrain(self, model: Model, every_ms: int) -> Retrain:
+    def _retrain(self, model: Model) -> Retrain:
+        """Return the system that trains anew at even distances inside the test."""
+        split = self.config.split
+        every_ms = max((split.end_ms - split.t2_ms) // (self.config.retrains + 1), 1)
         return Retrain(
             model,
             retrained=self._from_scratch,
             every_ms=every_ms,
-            next_ms=self.config.split.t2_ms + every_ms,
+            next_ms=split.t2_ms + every_ms,
         )
 
     def _from_scratch(self) -> Model:
@@ -442,8 +443,7 @@ class Experiment:
         if name == "frozen":
             return Frozen(model)
         if name == "retrain":
-            span_ms = config.split.end_ms - config.split.t2_ms
-            return self._retrain(model, max(span_ms // (config.retrains + 1), 1))
+            return self._retrain(model)
         graph = TemporalGraph(config.graph, users=self.graph.users, items=self.graph.items)
         if name == "delayed":
             return Delayed(model, graph, delay_ms=config.delay_ms)
