@@ -16,7 +16,7 @@ demo: $(READY) ## replay the shipped sample of KuaiRand; the report is out/demo/
 	$(BIN)/tidegraph replay --dataset kuairand-pure --out out/demo \
 	  --systems online,frozen,retrain,popularity,recent_popularity,covisitation,item_knn,counting
 
-test: check ## run every check and every test, with coverage; gets itself a redis-server
+test: check ## run every check and every test, with coverage; gets itself a Redis and a Kafka
 	$(BIN)/pytest --cov --cov-report=term
 
 check: $(READY) ## lint, format, types, layers
@@ -30,7 +30,7 @@ format: $(READY) ## put the code in the house's form
 	$(BIN)/ruff format $(ROOMS)
 
 bench: $(READY) ## measure the rooms beside their peers (quiet machine, minutes)
-	for name in graph learner; do $(BIN)/tidegraph bench $$name || exit; done
+	for name in graph learner stream pipeline; do $(BIN)/tidegraph bench $$name || exit; done
 
 lock: $(READY) ## compile constraints.txt anew from pyproject.toml
 	$(BIN)/uv pip compile --upgrade --python-version 3.11 --extra dev --no-emit-index-url \

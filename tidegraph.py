@@ -24,6 +24,15 @@ COMMANDS = {
     "validate": Place("replay.validate", "validate", "Tell what is wrong with a log."),
     "classify": Place("replay.classify", "classify", "Show what a rule set makes of a log."),
     "embeddings": Place("serving.commands", "embeddings", "Look at the published embeddings."),
+    "up": Place("deploy.up", "up", "Run the whole system on this machine."),
+    "topics": Place("stream.commands", "topics", "Make the topics on the broker, or check them."),
+    "stream": Place("stream.app_command", "stream", "Run a stream worker."),
+    "learn": Place("learner.commands", "learn", "Run a learner."),
+    "snapshot": Place("learner.commands", "snapshot", "Look at snapshots, check them, go back."),
+    "dead-letters": Place(
+        "stream.dead_letter_commands", "dead_letters", "See and resend what could not be processed."
+    ),
+    "status": Place("deploy.status", "status", "Tell on one screen how the system is doing."),
     "doctor": Place("deploy.doctor", "doctor", "Tell what is installed and what is missing."),
     "bench": Place("replay.bench", "bench", "Measure a room beside its peers."),
 }

@@ -274,6 +274,34 @@ def _look_up(
             cosines[other] = 0.0
 
 
+@njit(cache=True)
+def _sort_lists(
+    items: NDArray[np.int64],
+    pointers: NDArray[np.int64],
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    mass: NDArray[np.float32],
+    partners: NDArray[np.int64],
+    cosines: NDArray[np.float32],
+) -> None:
+    """Fill in the partners of each item and their cosines, strongest first."""
+    for n in range(items.shape[0]):
+        first, size = pointers[n], pointers[n + 1] - pointers[n]
+        if size == 0:
+            continue
+        start = starts[items[n]]
+        found = np.empty(size, np.float32)
+        for slot in range(size):
+            # Root by root: the product of two masses may be more than a 32-bit float holds.
+            root = np.sqrt(mass[items[n]] + _TINY) * np.sqrt(mass[others[start + slot]] + _TINY)
+            found[slot] = weights[start + slot] / root
+        order = np.argsort(-found, kind="mergesort")  # stable
+        for slot in range(size):
+            partners[first + slot] = others[start + order[slot]]
+            cosines[first + slot] = found[order[slot]]
+
+
 class Covisitation:
     r"""For each item the ``m`` items most visited by the same users, decayed.
 
@@ -404,15 +432,23 @@ class Covisitation:
 
     def neighbours(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return one item's partners and their cosines, strongest first."""
-        if not 0 <= item < self._sizes.shape[0]:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        block = slice(self._starts[item], self._starts[item] + self._sizes[item])
-        others = self._others[block].astype(np.int64)
-        # Root by root: the product of two masses may be more than a 32-bit float holds.
-        roots = np.sqrt(self._mass[item] + _TINY) * np.sqrt(self._mass[others] + _TINY)
-        cosines = self._weights[block] / roots
-        order = np.argsort(-cosines, kind="stable")
-        return others[order], cosines[order]
+        _, others, cosines = self.lists(np.array([item]))
+        return others, cosines
+
+    def lists(
+        self, items: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Return the partners of many items, strongest first, as CSR: pointers, items, cosines."""
+        known = (items >= 0) & (items < self._sizes.shape[0])
+        sizes = np.where(known, self._sizes[np.where(known, items, 0)], 0) if known.any() else 0
+        pointers = np.zeros(items.shape[0] + 1, np.int64)
+        np.cumsum(np.broadcast_to(sizes, items.shape), out=pointers[1:])
+        others = np.empty(pointers[-1], np.int64)
+        cosines = np.empty(pointers[-1], np.float32)
+        _sort_lists(
+            items, pointers, self._others, self._weights, self._starts, self._mass, others, cosines
+        )
+        return pointers, others, cosines
 
     @property
     def n_bytes(self) -> int:

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,15 @@ MANIFEST: Final = "manifest.json"
 _ARRAY: Final = "$array"
 _UNFINISHED: Final = ".unfinished-"
 _PIECE: Final = 1 << 24
+
+
+class Described(NamedTuple):
+    """What is known of a snapshot without reading it through."""
+
+    number: int
+    written_s: float  # since the epoch
+    n_bytes: int
+    state: State  # with descriptions in place of arrays
 
 
 def write_snapshot(root: Path, state: State, *, fingerprint: str, keep: int = 2) -> Path:
@@ -64,7 +73,7 @@ def write_snapshot(root: Path, state: State, *, fingerprint: str, keep: int = 2)
         root.mkdir(parents=True, exist_ok=True)
         for old in root.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(old)
-        before = _folders(root)
+        before = list_snapshots(root)
         number = int(before[0].name) + 1 if before else 1
         unfinished = root / f"{_UNFINISHED}{number:012d}"
         unfinished.mkdir()
@@ -89,8 +98,15 @@ def write_snapshot(root: Path, state: State, *, fingerprint: str, keep: int = 2)
     return folder
 
 
-def read_snapshot(folder: Path, *, fingerprint: str) -> State:
+def read_snapshot(folder: Path, *, fingerprint: str | None) -> State:
     """Return the state that a snapshot holds.
+
+    Parameters
+    ----------
+    folder
+        As :func:`list_snapshots` gives them.
+    fingerprint
+        As in :func:`write_snapshot`; ``None`` reads it whatever it belongs to.
 
     Raises
     ------
@@ -100,12 +116,7 @@ def read_snapshot(folder: Path, *, fingerprint: str) -> State:
 
     """
     body = _read_manifest(folder / MANIFEST)
-    if body.get("version") != VERSION:
-        raise BadSnapshot(
-            f"{folder}: want version {VERSION}, this is version {body.get('version')};"
-            " start anew, or use the release that wrote it"
-        )
-    if body.get("fingerprint") != fingerprint:
+    if fingerprint not in {None, body.get("fingerprint")}:
         raise BadSnapshot(
             f"{folder}: belongs to another log or other settings (fingerprint"
             f" {body.get('fingerprint')}, want {fingerprint}); resume what it was made from,"
@@ -130,7 +141,7 @@ def newest_whole(root: Path, *, fingerprint: str) -> State | None:
 
     """
     refused: list[str] = []
-    for folder in _folders(root):
+    for folder in list_snapshots(root):
         try:
             return read_snapshot(folder, fingerprint=fingerprint)
         except BadSnapshot as error:
@@ -140,12 +151,68 @@ def newest_whole(root: Path, *, fingerprint: str) -> State | None:
     return None
 
 
-def _folders(root: Path) -> list[Path]:
-    """Return the finished snapshots, newest first."""
+def list_snapshots(root: Path) -> list[Path]:
+    """Return the folders of the finished snapshots, newest first; their names are their numbers."""
     if not root.is_dir():
         return []
     numbered = (folder for folder in root.iterdir() if folder.name.isdecimal())
     return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
+
+
+def describe(folder: Path) -> Described:
+    """Look at a snapshot without reading its arrays.
+
+    Raises
+    ------
+    BadSnapshot
+        If the manifest is missing, cut short or changed, or the arrays are not of their size.
+
+    """
+    body = _read_manifest(folder / MANIFEST)
+    _check_size(folder / ARRAYS, body)
+    try:
+        status = (folder / MANIFEST).stat()
+    except OSError as error:
+        raise BadSnapshot(f"{folder}: cannot be read: {error.strerror or error}") from error
+    return Described(
+        number=int(folder.name),
+        written_s=status.st_mtime,
+        n_bytes=status.st_size + int(body["files"][ARRAYS]["bytes"]),
+        state=body["state"],
+    )
+
+
+def make_newest(root: Path, number: int) -> Path:
+    """Copy a snapshot so that it is the newest, and return the folder of the copy.
+
+    Raises
+    ------
+    BadSnapshot
+        If there is no such snapshot, or it is not whole.
+    BadOutput
+        If the copy cannot be written.
+
+    """
+    there = list_snapshots(root)
+    chosen = next((folder for folder in there if int(folder.name) == number), None)
+    if chosen is None:
+        known = ", ".join(str(int(folder.name)) for folder in there) or "none"
+        raise BadSnapshot(f"{root}: want one of the snapshots there ({known}), got {number}")
+    read_snapshot(chosen, fingerprint=None)
+    newest = int(there[0].name) + 1
+    unfinished = root / f"{_UNFINISHED}{newest:012d}"
+    try:
+        shutil.copytree(chosen, unfinished, copy_function=shutil.copy)
+        for file in unfinished.iterdir():
+            _flush(file)
+        _flush(unfinished)
+        folder = unfinished.rename(root / f"{newest:012d}")
+        _flush(root)
+    except OSError as error:
+        raise BadOutput(
+            f"snapshot: cannot write to {root}: {error.strerror or error}; make room there"
+        ) from error
+    return folder
 
 
 def _pack(value: object, where: str, arrays: list[NDArray[Any]]) -> object:
@@ -229,10 +296,8 @@ def _read_arrays(path: Path, body: State) -> list[NDArray[Any]]:
     want = body["files"][ARRAYS]
     arrays: list[NDArray[Any]] = []
     digest = hashlib.sha256()
+    _check_size(path, body)
     try:
-        size = path.stat().st_size
-        if size != want["bytes"]:
-            raise BadSnapshot(f"{path}: want {want['bytes']} bytes, got {size}: it was cut short")
         with path.open("rb") as file:
             for described in _described(body["state"]):
                 array = np.empty(described["shape"], _dtype(described["dtype"]))
@@ -247,6 +312,16 @@ def _read_arrays(path: Path, body: State) -> list[NDArray[Any]]:
     if digest.hexdigest() != want["sha256"]:
         raise BadSnapshot(f"{path}: its bytes are not those that were written (SHA-256 differs)")
     return arrays
+
+
+def _check_size(path: Path, body: State) -> None:
+    want = body["files"][ARRAYS]["bytes"]
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise BadSnapshot(f"{path}: cannot be read: {error.strerror or error}") from error
+    if size != want:
+        raise BadSnapshot(f"{path}: want {want} bytes, got {size}: it was cut short")
 
 
 def _dtype(described: str | list[list[str]]) -> np.dtype[Any]:
@@ -280,12 +355,17 @@ def _read_manifest(path: Path) -> State:
         raise BadSnapshot(f"{path}: is not a whole manifest: {error}") from error
     if not isinstance(body, dict) or hashlib.sha256(_canonical(body)).hexdigest() != digest:
         raise BadSnapshot(f"{path}: its text is not what was written (SHA-256 differs)")
+    if body.get("version") != VERSION:
+        raise BadSnapshot(
+            f"{path}: want version {VERSION}, this is version {body.get('version')};"
+            " start anew, or use the release that wrote it"
+        )
     return body
 
 
-def _flush(folder: Path) -> None:
-    """Make a folder's entries survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Make a file, or a folder's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

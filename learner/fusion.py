@@ -1,12 +1,10 @@
-"""What counting adds to a model's score: decayed popularity and click rate, co-visitation.
+"""What counting adds to a model's score, read from the graph: popularity, co-visitation.
 
-The features and the formula are plain numpy and Numba; the model learns the weights with the
-rest, and whoever has the published counts and weights gets the same numbers.
+The formulas are those of :mod:`serving.fusion`, compiled here; the model learns the weights with
+the rest, and whoever has the published counts and weights gets the same numbers.
 """
 
 from __future__ import annotations
-
-from typing import Final
 
 import numpy as np
 from numba import njit
@@ -14,21 +12,22 @@ from numpy.typing import NDArray
 
 from graph_store.counts import Covisitation, DecayedCounts
 from graph_store.store import Neighbours
-from stream.events import Kind
+from serving import fusion
+from serving.fusion import COVISITATION_SCALE, N_LENGTHS
 
-PRIOR_SHOWS: Final = 5.0
-"""Shows at the average click rate that every item starts with."""
+__all__ = [
+    "COVISITATION_SCALE",
+    "N_LENGTHS",
+    "count_features",
+    "covisitation_features",
+    "length_class",
+    "trust",
+]
 
-COVISITATION_SCALE: Final = 50.0
-"""Cosines are small: the feature is ``log(1 + 50 c)``."""
-
-TRUST_DECAY: Final = 0.8
-"""Trust in each history item, per step back."""
-
-LENGTH_EDGES: Final = (1, 3, 6, 11, 20)
-"""Where the history lengths part that weigh co-visitation differently."""
-
-N_LENGTHS: Final = len(LENGTH_EDGES) + 1
+# Numba's cache does not notice when these change: delete __pycache__ after an edit over there.
+_average_rate = njit(fusion.average_rate)
+_popularity = njit(fusion.popularity)
+_click_rate = njit(fusion.click_rate)
 
 
 @njit(cache=True)
@@ -47,12 +46,12 @@ def _features(
         for row in range(positives.shape[0]):
             total += positives[row, h]
             shows += shown[row, h]
-        rate = (total * fall[h] + 1.0) / (shows * shown_fall[h] + 2.0)
+        average = _average_rate(total * fall[h], shows * shown_fall[h])
         for n in range(rows.shape[0]):
             likes = positives[rows[n], h] * fall[h]
             views = shown[rows[n], h] * shown_fall[h]
-            popularity[n, h] = np.log1p(likes)
-            click_rate[n, h] = np.log((likes + PRIOR_SHOWS * rate) / (views + PRIOR_SHOWS) / rate)
+            popularity[n, h] = _popularity(likes)
+            click_rate[n, h] = _click_rate(likes, views, average)
 
 
 def count_features(
@@ -105,15 +104,12 @@ def count_features(
 
 def trust(history: Neighbours) -> NDArray[np.float32]:
     """Return how far each history item (B, K) is trusted: positives only, the latest most."""
-    liked = (history.kind >= 0) & (history.kind <= Kind.IMPLICIT_POSITIVE)
-    decay = TRUST_DECAY ** np.arange(history.kind.shape[1], dtype=np.float32)
-    return np.where(liked, decay, 0).astype(np.float32)
+    return fusion.trust(history.kind)
 
 
 def length_class(history: Neighbours) -> NDArray[np.int64]:
     """Return which history-length class each event falls in, (B,)."""
-    length: NDArray[np.int64] = (history.nodes >= 0).sum(1)
-    return np.digitize(length, LENGTH_EDGES)
+    return fusion.length_class((history.nodes >= 0).sum(1))
 
 
 def covisitation_features(

@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graph_store.graph import TemporalGraph, View
-from graph_store.store import PADDING
+from graph_store.memory import with_room
 from learner.base import Model
 from serving.rows import Barrier, Count, Covisited, ItemRows, Layout, UserRows
 from serving.table import Table, Update
+from stream.errors import TableLost
+
+Rows = NDArray[np.int64]
+
+MAX_ROWS: Final = 50_000
+"""Users, items and lists of one update in view, at most, each: some tens of megabytes."""
+
+_PARTS: Final = 5
+"""Out of view an update is this many times smaller, so that learning goes on in between."""
+
+MAX_PAIRS: Final = 500_000
+"""Pairs of user and item that wait one by one; beyond, whole users wait."""
+
+_AT_ONCE: Final = 4_096
+"""Users whose vectors are computed together."""
+
+
+class Waiting(NamedTuple):
+    """What one update takes of what waits."""
+
+    users: Rows
+    items: Rows
+    paired: Rows  # items whose lists changed
+    seen: Rows  # users whose whole seen set is wanted
 
 
 class Publisher:
     """Collects the rows that steps touch and writes them, each once, when asked.
 
+    What waits is a mark per row, so that it is bounded by the graph however long a table is away.
+    In the epoch in view all that waits goes out in one update, or, where that would be too large,
+    in a new epoch: a reader never sees half of it.
+
     Parameters
     ----------
     table
-        Where to.
+        Where to; not asked for anything before the first write.
     graph, model
         What is published: read, never changed.
     now_ms
         The wall clock.
     dim
         Of the vectors.
+    max_rows
+        As :data:`MAX_ROWS`.
+    max_pairs
+        As :data:`MAX_PAIRS`.
 
     """
 
@@ -38,80 +71,120 @@ class Publisher:
         *,
         now_ms: Callable[[], int],
         dim: int,
+        max_rows: int = MAX_ROWS,
+        max_pairs: int = MAX_PAIRS,
     ) -> None:
         self._table = table
         self._graph = graph
         self._model = model
         self._now_ms = now_ms
-        self._users: set[int] = set()
-        self._items: set[int] = set()
-        self._paired: set[int] = set()
-        self._met: dict[int, set[int]] = {}
-        half_lives = graph.config.half_lives_ms
+        self._max_rows = max_rows
+        self._users, self._items, self._paired, self._seen = (_Marks() for _ in range(4))
+        self._met = _Pairs(max_pairs)
         counts = tuple(
             Count(f"{name}_{half_life_ms}", half_life_ms)
             for name in ("positives", "shown")
-            for half_life_ms in half_lives
+            for half_life_ms in graph.config.half_lives_ms
         )
-        self._flipped = False
-        table.begin(Layout(dim=dim, counts=counts))
+        self._layout = Layout(dim=dim, counts=counts)
+        self._begun = False
+        self.in_view = False  # whether readers see the epoch that is written
 
-    def touched(self, view: View, users: NDArray[np.int64], items: NDArray[np.int64]) -> None:
+    def touched(self, view: View, users: Rows, items: Rows) -> None:
         """Remember rows that a step touched, and what its users met."""
-        self._users.update(users.tolist())
-        self._items.update(items.tolist())
-        self._paired.update(view.items[view.positive].tolist())
-        self._paired.update(view.history.nodes[view.positive].ravel().tolist())
-        for user, item in zip(view.users.tolist(), view.items.tolist(), strict=True):
-            self._met.setdefault(user, set()).add(item)
+        self._users.add(users)
+        self._items.add(items)
+        self._paired.add(view.items[view.positive])
+        history = view.history.nodes[view.positive].ravel()
+        self._paired.add(history[history >= 0])
+        if self._met.add(view.users, view.items):
+            self._seen.add(self._met.distinct()[0])
+            self._met.clear()
 
     def touched_all(self) -> None:
         """Remember every row: a new epoch begins empty, also where the graph is an old one."""
-        graph = self._graph
-        self._users.update(range(graph.n_users))
-        self._items.update(range(graph.n_items))
-        self._paired.update(range(graph.n_items))
-        for user in range(graph.n_users):
-            self._met.setdefault(user, set()).update(graph.seen.of(user).tolist())
-
-    def publish(self) -> None:
-        """Write what was touched since the last call; the first call brings the epoch into view."""
-        graph = self._graph
-        users = np.array(sorted(self._users), np.int64)
-        items = np.array(sorted(self._items), np.int64)
-        paired = np.array(sorted(self._paired - {PADDING}), np.int64)
-        barrier = Barrier(step=graph.steps, at_ms=graph.newest_ms, published_ms=self._now_ms())
-        self._table.publish(
-            Update(
-                barrier=barrier,
-                users=self._user_rows(users),
-                items=self._item_rows(items),
-                covisited=self._covisited(paired),
-                seen={
-                    graph.users.id_of(user): graph.items.ids_of(np.array(sorted(met), np.int64))
-                    for user, met in self._met.items()
-                },
-                weights=self._model.published_weights(),
-            )
-        )
-        if not self._flipped:
-            self._table.flip()
-            self._flipped = True
-        self._users.clear()
-        self._items.clear()
-        self._paired.clear()
+        everybody, everything = np.arange(self._graph.n_users), np.arange(self._graph.n_items)
+        for marks, rows in (
+            (self._users, everybody),
+            (self._items, everything),
+            (self._paired, everything),
+            (self._seen, everybody),
+        ):
+            marks.add(rows)
         self._met.clear()
 
-    def _user_rows(self, users: NDArray[np.int64]) -> UserRows:
+    @property
+    def waiting(self) -> int:
+        """Rows of users and items that wait to be written."""
+        return len(self._users) + len(self._items)
+
+    def publish(self) -> None:
+        """Write all that waits; the first call brings the epoch into view."""
+        while not self.publish_part():
+            pass
+
+    def publish_part(self) -> bool:
+        """Write one update; return whether all that was touched is now in view.
+
+        Raises
+        ------
+        TableError
+            If the table cannot be written to; what waited still waits.
+
+        """
+        if self.in_view and max(map(len, self._marks)) > self._max_rows:
+            self._begun = self.in_view = False
+        if not self._begun:
+            self._table.begin(self._layout)
+            self._begun = True
+            self.touched_all()
+        limit = self._max_rows if self.in_view else -(-self._max_rows // _PARTS)
+        part = Waiting(*(marks.first(limit) for marks in self._marks))
+        pairs = self._met.distinct()
+        try:
+            self._table.publish(self._update(part, *pairs))
+            for marks, rows in zip(self._marks, part, strict=True):
+                marks.remove(rows)
+            self._met.clear()
+            if any(map(len, self._marks)):
+                return False
+            if not self.in_view:
+                self._table.flip()
+                self.in_view = True
+        except TableLost:
+            self._begun = self.in_view = False
+            return False
+        return True
+
+    @property
+    def _marks(self) -> tuple[_Marks, ...]:
+        """What waits, in the order of :class:`Waiting`."""
+        return self._users, self._items, self._paired, self._seen
+
+    def _update(self, part: Waiting, users: Rows, items: Rows) -> Update:
+        graph = self._graph
+        return Update(
+            barrier=Barrier(step=graph.steps, at_ms=graph.newest_ms, published_ms=self._now_ms()),
+            users=self._user_rows(part.users),
+            items=self._item_rows(part.items),
+            covisited=self._covisited(part.paired),
+            seen=self._seen_sets(part.seen, users, items),
+            weights=self._model.published_weights(),
+        )
+
+    def _user_rows(self, users: Rows) -> UserRows:
         """Return each user's vector as of just after their last event."""
         graph = self._graph
         latest = graph.edges.users_latest(users, k=1, before_ms=graph.newest_ms + 1)
         ts_ms = np.where(latest.nodes[:, 0] >= 0, latest.ts_ms[:, 0], graph.newest_ms)
-        view = graph.reading(users, ts_ms + 1)
-        vectors = self._model.user_vectors(view, np.arange(users.shape[0]))
-        return UserRows(graph.users.ids_of(users), vectors.vectors, ts_ms)
+        vectors = np.empty((users.shape[0], self._layout.dim), np.float32)
+        for first in range(0, users.shape[0], _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            view = graph.reading(users[some], ts_ms[some] + 1)
+            vectors[some] = self._model.user_vectors(view, np.arange(len(view))).vectors
+        return UserRows(graph.users.ids_of(users), vectors, ts_ms)
 
-    def _item_rows(self, items: NDArray[np.int64]) -> ItemRows:
+    def _item_rows(self, items: Rows) -> ItemRows:
         """Return each item's vector and counts, the newest event included."""
         graph = self._graph
         now = graph.reading(items[:0], items[:0], at_ms=graph.newest_ms + 1)
@@ -128,11 +201,94 @@ class Publisher:
             np.full(items.shape, graph.newest_ms, np.int64),
         )
 
-    def _covisited(self, items: NDArray[np.int64]) -> dict[str, Covisited]:
+    def _covisited(self, items: Rows) -> dict[str, Covisited]:
         graph = self._graph
-        lists = {}
-        for item_id, item in zip(graph.items.ids_of(items), items.tolist(), strict=True):
-            others, cosines = graph.covisitation.neighbours(item)
-            if others.size:
-                lists[item_id] = Covisited(graph.items.ids_of(others), cosines, graph.newest_ms)
-        return lists
+        pointers, others, cosines = graph.covisitation.lists(items)
+        filled = np.flatnonzero(np.diff(pointers))
+        other_ids = _ids(graph.items.ids_of, others)
+        return {
+            item_id: Covisited(other_ids[first:end], cosines[first:end], graph.newest_ms)
+            for item_id, first, end in zip(
+                graph.items.ids_of(items[filled]),
+                pointers[filled].tolist(),
+                pointers[filled + 1].tolist(),
+                strict=True,
+            )
+        }
+
+    def _seen_sets(self, whole: Rows, users: Rows, items: Rows) -> dict[str, list[str]]:
+        """Return the whole sets of some users, and what others have newly met, sorted by user."""
+        graph = self._graph
+        nothing = np.full(whole.shape[0], -1, np.int64)
+        ends, found = graph.seen.before_each(whole, nothing, nothing)
+        item_ids = _ids(graph.items.ids_of, np.concatenate([found, items]))
+        firsts = np.flatnonzero(np.diff(users, prepend=-1))
+        starts = np.concatenate([ends[:-1], found.shape[0] + firsts])
+        stops = np.append(starts, len(item_ids))[1:]
+        sets: dict[str, list[str]] = {}
+        for user_id, first, end in zip(
+            graph.users.ids_of(np.concatenate([whole, users[firsts]])),
+            starts.tolist(),
+            stops.tolist(),
+            strict=True,
+        ):
+            sets.setdefault(user_id, []).extend(item_ids[first:end])
+        return sets
+
+
+class _Marks:
+    """A set of rows as one mark per row."""
+
+    def __init__(self) -> None:
+        self._marked = np.zeros(64, np.bool_)
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._marked))
+
+    def add(self, rows: Rows) -> None:
+        self._marked = with_room(self._marked, int(rows.max(initial=-1)) + 1)
+        self._marked[rows] = True
+
+    def remove(self, rows: Rows) -> None:
+        self._marked[rows] = False
+
+    def first(self, limit: int) -> Rows:
+        return np.flatnonzero(self._marked)[:limit]
+
+
+class _Pairs:
+    """Pairs of user and item, up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[tuple[Rows, Rows]] = []
+        self._length = 0
+
+    def add(self, users: Rows, items: Rows) -> bool:
+        """Add pairs; return whether there are too many now, repeats left out."""
+        self._parts.append((users, items))
+        self._length += users.shape[0]
+        if self._length <= self._limit:
+            return False
+        self._parts = [self.distinct()]
+        self._length = self._parts[0][0].shape[0]
+        return self._length > self._limit // 2  # else the next look would come too soon
+
+    def distinct(self) -> tuple[Rows, Rows]:
+        """Return each pair once, sorted by user."""
+        nothing = np.empty(0, np.int64)
+        users = np.concatenate([nothing, *(users for users, _ in self._parts)])
+        items = np.concatenate([nothing, *(items for _, items in self._parts)])
+        codes = np.unique(users << 32 | items)
+        return codes >> 32, codes & 0xFFFFFFFF
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._parts, self._length = [], 0
+
+
+def _ids(names: Callable[[Rows], list[str]], rows: Rows) -> list[str]:
+    """Return the id of each row; a row that comes many times is looked up once."""
+    distinct, places = np.unique(rows, return_inverse=True)
+    ids: list[str] = np.array(names(distinct), object)[places].tolist()
+    return ids

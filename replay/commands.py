@@ -25,13 +25,16 @@ from rich.progress import (
 from rich.text import Text
 
 from replay.clock import parse_speed
+from replay.config import ReplayConfig
 from replay.datasets import sample_path
-from replay.embedded import Replay, ReplayConfig, Stopped, Survey, survey
+from replay.embedded import Replay, Stopped, Survey, survey
 from replay.experiment import SYSTEMS
-from replay.options import log_options, open_log
+from replay.kafka import KafkaSource, check
+from replay.options import config_option, log_options, open_log
 from replay.report import ReplayResult, build_report, table, write_report
 from stream.errors import BadOutput, BadSettings
 from stream.events import Kind
+from stream.settings import Settings, load_settings
 from stream.typing_rules import load_rules
 
 _DEFAULT = "online,frozen,retrain,popularity,recent_popularity,covisitation,counting"
@@ -125,6 +128,15 @@ def parse_systems(text: str) -> tuple[str, ...]:
     type=click.Path(path_type=Path),
     help="Folder of the report.",
 )
+@click.option(
+    "--log",
+    "over",
+    default="memory",
+    show_default=True,
+    type=click.Choice(["memory", "kafka"]),
+    help="What the events travel on: a log in this process, or a broker with stream workers.",
+)
+@config_option
 @click.option("--resume", is_flag=True, help="Go on from the last snapshot in --out.")
 @click.option("--strict", is_flag=True, help="Stop at the first line that cannot be processed.")
 def replay(
@@ -140,6 +152,8 @@ def replay(
     rules: str | None,
     k: int,
     out: Path,
+    over: str,
+    config: Path | None,
     resume: bool,  # noqa: FBT001 - click passes them by name
     strict: bool,  # noqa: FBT001
 ) -> None:
@@ -148,20 +162,32 @@ def replay(
     Without --path the shipped sample of KuaiRand-Pure is replayed. Ctrl-C stops cleanly; --resume
     goes on from there.
 
+    With --log kafka the events go through the topics and the stream workers of --config, which must
+    run (`tidegraph up`) and have had no later events. The graph and the accounting are then those
+    of --log memory, whatever the number of partitions, as long as no event is out of order by more
+    than the lateness. Such a replay cannot be resumed.
+
     \b
     Example:
         tidegraph replay --dataset kuairand-pure --systems online,frozen,popularity --out out/replay
         tidegraph replay --dataset ratings --path ratings.csv --limit 50000
         tidegraph replay --resume --out out/replay
+        tidegraph replay --log kafka --config tidegraph.toml
     """
     if path is None and dataset not in {None, "kuairand-pure"}:
         raise BadSettings(f"--dataset {dataset}: wanted --path, the folder or file of the log")
+    if resume and over == "kafka":
+        raise BadSettings(
+            "--resume: what was sent to a broker cannot be taken back; want --log memory, or a "
+            "replay from the beginning on topics of its own"
+        )
     # At micro-batches of 64 a second thread gains 3 % and doubles the CPU; one adds in one order.
     torch.set_num_threads(1)
     log = open_log(
         path or sample_path(), dataset=dataset, columns=columns, scale=scale, limit=limit
     )
-    config = ReplayConfig(
+    settings = load_settings(config) if over == "kafka" else Settings()
+    wanted = ReplayConfig(
         dataset=log,
         rules=load_rules(rules or log.rules, signals=log.signals or None),
         out=out,
@@ -169,20 +195,27 @@ def replay(
         seed=seed,
         speed=parse_speed(speed),
         delay_ms=parse_span(delay),
+        lateness_ms=round(settings.stream.lateness_s * 1_000),
         strict=strict,
     )
     _make_writable(out)
     console = Console(stderr=True)
-    found = _look_ahead(config, console)
+    if over == "kafka":
+        check(wanted, settings)  # before the log is read, which may take a while
+    found = _look_ahead(wanted, console)
     _forget_older(out, resume=resume)
-    running = Replay(config, found)
+    source = None
+    if over == "kafka":
+        source = KafkaSource(wanted, settings, first_ms=found.first_ms)
+    running = Replay(wanted, found, source)
     if resume and not running.resume():
         console.print(f"no snapshot in {out}: starting from the beginning")
     with _clean_stop(running):
         try:
             result = _play(running, console, k)
         except Stopped:
-            console.print(f"stopped; go on with: tidegraph replay … --resume --out {out}")
+            how = f" with: tidegraph replay … --resume --out {out}"
+            console.print(f"stopped; go on{how}" if running.stream.resumable else "stopped")
             raise click.exceptions.Exit(130) from None
     report = build_report(result)
     json_path, html_path = write_report(report, out)
@@ -265,7 +298,7 @@ def _play(running: Replay, console: Console, k: int) -> ReplayResult:
 
 def _facts(replay: Replay, k: int, rate: float) -> tuple[str, str]:
     """Return the lines under the bar: rate and classes, running HR."""
-    count = replay.stream.classes
+    count = replay.classes
     hits = "   ".join(
         f"{name} {clocked.hr(k):.4f}"
         for name, clocked in replay.experiment.results().items()

@@ -1,13 +1,12 @@
-"""The whole pipeline in one process: a log played, typed, learned, ranked, published, saved."""
+"""One replay: a log played, typed, learned, ranked, published and saved, here or over a broker."""
 
 from __future__ import annotations
 
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from hashlib import blake2b
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -20,21 +19,16 @@ from numpy.typing import NDArray
 from graph_store.graph import View
 from graph_store.snapshot import newest_whole, write_snapshot
 from learner.base import Learned
-from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
+from learner.models.sta_hawkes import STAHawkes
 from learner.online import MICRO_BATCH
 from learner.publish import Publisher
-from replay.datasets import Chunk, Dataset
+from replay.config import ReplayConfig
 from replay.experiment import Experiment, ExperimentConfig, Split
-from replay.faults import Faults, with_faults
-from replay.metrics import HOUR_MS
-from replay.player import play
 from replay.report import Cost, ReplayResult, SystemResult
+from replay.source import MemorySource, Source
 from serving.table import FILE_NAME, MemoryTable
 from stream.errors import BadData
-from stream.events import N_CLASSES, DeadLetter, FeedbackBatch, Kind, read_feedback
-from stream.intake import Intake
-from stream.log import MemoryLog, Record, advance
-from stream.typing_rules import RuleSet
+from stream.events import N_CLASSES, DeadLetter, FeedbackBatch, Kind
 
 MAX_RANKED: Final = 50_000
 """Test events ranked at most: of more a random share is, which the report states."""
@@ -42,36 +36,6 @@ MAX_RANKED: Final = 50_000
 _SNAPSHOTS: Final = "snapshots"
 _PUBLISH_S: Final = 2.0
 _LIBRARIES: Final = ("torch", "numpy", "numba", "polars", "river", "implicit", "redis", "tidegraph")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
-    """What is replayed, and how."""
-
-    dataset: Dataset
-    rules: RuleSet
-    out: Path
-    systems: tuple[str, ...]
-    seed: int = 0
-    speed: float = float("inf")
-    delay_ms: int = HOUR_MS
-    lateness_ms: int = HOUR_MS
-    strict: bool = False
-    snapshot_s: float = 15.0  # between two snapshots
-    faults: Faults | None = None
-    model: STAHawkesConfig = field(default_factory=STAHawkesConfig)
-
-    def fingerprint(self) -> str:
-        """Return 32 hex digits of what a snapshot must have been made of to be resumed."""
-        made_of = (
-            self.dataset.fingerprint(),
-            self.rules,  # and not its version alone, which the author of a file may forget to raise
-            self.systems,
-            (self.seed, self.delay_ms, self.lateness_ms),
-            self.faults,
-            self.model,
-        )
-        return blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,69 +52,6 @@ class Stopped(Exception):  # noqa: N818 - a wish of the user, not an error
     """The user asked to stop; what was done so far is in the snapshot."""
 
 
-class Intaken:
-    """The stream side of the pipeline: plays the log, types it, keeps account of every line."""
-
-    def __init__(self, config: ReplayConfig) -> None:
-        self._config = config
-        self.intake = Intake(config.rules, lateness_ms=config.lateness_ms)
-        self.sent = 0  # events of the data set played so far
-        self.unreadable = 0  # lines of the data set that could not become events
-        self.classes: Counter[int] = Counter()
-        self.ts_ms = 0
-
-    def batches(self) -> Iterator[tuple[FeedbackBatch, list[DeadLetter], list[Record]]]:
-        """Yield what was accepted of each batch of records, what was dead, and what was late."""
-        log = MemoryLog()
-        positions = {"interactions": {0: 0}, "feedback": {0: 0}}
-        chunks = _skipped(self._chunks(), self.sent, self.unreadable)
-        before = self.sent
-        for progress in play(chunks, log, speed=self._config.speed):
-            records = log.read("interactions", positions["interactions"], limit=1 << 30)
-            positions["interactions"] = advance(positions["interactions"], records)
-            if before:  # resumed: a dead letter names its offset in the whole log
-                records = [record._replace(offset=before + record.offset) for record in records]
-            result = self.intake.take(records)
-            log.append("feedback", result.entries(), timestamp_ms=progress.ts_ms)
-            accepted = log.read("feedback", positions["feedback"], limit=1 << 30)
-            positions["feedback"] = advance(positions["feedback"], accepted)
-            for topic, position in positions.items():
-                log.trim(topic, position)
-            batch, _ = read_feedback([record.value for record in accepted])
-            self.sent = before + progress.sent
-            self.unreadable += len(progress.dead)
-            self.ts_ms = progress.ts_ms
-            self.classes.update(batch.kind.tolist())
-            yield batch, [*progress.dead, *result.dead], result.late
-
-    def accounting(self) -> dict[str, int]:
-        """Return what became of every line, by the names of the report."""
-        counts = asdict(self.intake.accounting)
-        counts["in"] = counts.pop("in_") + self.unreadable
-        counts["dead"] += self.unreadable
-        return counts
-
-    def state(self) -> dict[str, Any]:
-        """Return all that a restart needs."""
-        return {
-            "intake": self.intake.state(),
-            "sent": self.sent,
-            "unreadable": self.unreadable,
-            "classes": [self.classes[kind] for kind in range(len(Kind))],
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Become what :meth:`state` described; :meth:`batches` goes on from there."""
-        self.intake.restore(state["intake"])
-        self.sent, self.unreadable = state["sent"], state["unreadable"]
-        self.classes = Counter(dict(enumerate(state["classes"])))
-
-    def _chunks(self) -> Iterator[Chunk]:
-        chunks = self._config.dataset.chunks()
-        faults = self._config.faults
-        return with_faults(chunks, faults) if faults else chunks
-
-
 def survey(config: ReplayConfig, on_batch: Callable[[int], None]) -> Survey:
     """Pass over the log once to find T1 and T2, the 70 % and 85 % quantiles of accepted events.
 
@@ -162,8 +63,8 @@ def survey(config: ReplayConfig, on_batch: Callable[[int], None]) -> Survey:
     """
     times: list[NDArray[np.int64]] = []
     positive: list[NDArray[np.bool_]] = []
-    stream = Intaken(replace(config, speed=float("inf")))
-    for batch, dead, _ in stream.batches():
+    stream = MemorySource(replace(config, speed=float("inf")))
+    for batch, dead, _, _ in stream.batches():
         if config.strict and dead:
             raise _strict(dead[0])
         events = batch.kind != Kind.RETRACTION
@@ -204,13 +105,16 @@ class Replay:
         What is replayed.
     found
         What the survey of the log found.
+    source
+        Where the accepted events come from; default a log in this process.
 
     """
 
-    def __init__(self, config: ReplayConfig, found: Survey) -> None:
+    def __init__(self, config: ReplayConfig, found: Survey, source: Source | None = None) -> None:
         self.config = config
         self.found = found
-        self.stream = Intaken(config)
+        self.stream: Source = source or MemorySource(config)
+        self.classes: Counter[int] = Counter()
         graph = ExperimentConfig(systems=config.systems, split=found.split).graph
         self.experiment = Experiment(
             ExperimentConfig(
@@ -237,7 +141,7 @@ class Replay:
             dim=config.model.dim,
         )
         self._published_at = 0.0
-        self._waiting: list[tuple[float, int]] = []  # when events were appended, how many
+        self._waiting: list[tuple[float, int]] = []  # when events were appended (s), how many
         self._fresh_ms: list[tuple[float, int]] = []  # until they were servable, how many
         self._started = time.perf_counter()
         self._before_s = 0.0
@@ -258,6 +162,7 @@ class Replay:
         if state is None:
             return False
         self.stream.restore(state["stream"])
+        self.classes = Counter(dict(enumerate(state["classes"])))
         self.experiment.restore(state["experiment"])
         pending = [text.encode() for text in state["pending"]]
         self._pending = FeedbackBatch.from_records(pending)
@@ -279,19 +184,20 @@ class Replay:
         Raises
         ------
         Stopped
-            If ``stop_asked`` was set; a snapshot was written first.
+            If ``stop_asked`` was set; a snapshot was written first, where one can be resumed.
 
         """
         snapshot_at = time.perf_counter() + self.config.snapshot_s
         if self.resumed_at is None:
             self._dead.cut(0)
             self._late.cut(0)
-        for batch, dead, late in self.stream.batches():
+        for batch, dead, late, appended in self.stream.batches():
             if self.config.strict and dead:
                 raise _strict(dead[0])
             self._dead.write(dead)
             self._late.write([record.value.decode(errors="replace") for record in late])
-            self._waiting.append((time.perf_counter(), len(batch)))
+            self._waiting += appended
+            self.classes.update(batch.kind.tolist())
             self._feed(batch, last=False)
             on_batch(self)
             if self.stop_asked:
@@ -324,15 +230,18 @@ class Replay:
 
     def _publish(self) -> None:
         self._publisher.publish()
-        now = self._published_at = time.perf_counter()
+        self._published_at, now = time.perf_counter(), time.time()
         self._fresh_ms += [((now - since) * 1_000, n) for since, n in self._waiting if n]
         self._waiting.clear()
 
     def _snapshot(self) -> None:
+        if not self.stream.resumable:
+            return
         write_snapshot(
             self.config.out / _SNAPSHOTS,
             {
                 "stream": self.stream.state(),
+                "classes": [self.classes[kind] for kind in range(len(Kind))],
                 "experiment": self.experiment.state(),
                 "pending": [value.decode() for value in self._pending.to_records()],
                 "wall_s": self._before_s + time.perf_counter() - self._started,
@@ -346,7 +255,7 @@ class Replay:
         config, experiment = self.config, self.experiment
         accounting = self.stream.accounting()
         classes: dict[str, int] = {
-            kind.label: self.stream.classes[kind] for kind in list(Kind)[:N_CLASSES]
+            kind.label: self.classes[kind] for kind in list(Kind)[:N_CLASSES]
         }
         systems = {}
         held = experiment.model.n_bytes + sum(experiment.graph.n_bytes().values())
@@ -402,7 +311,7 @@ class Replay:
                 "graph_bytes": experiment.graph.n_bytes(),
             },
             parts=experiment.model.parts(),
-            notes=list(config.dataset.notes),
+            notes=[*config.dataset.notes, *self.stream.notes],
         )
 
 
@@ -428,16 +337,6 @@ class _Lines:
                 file.truncate(n_bytes)
             if not n_bytes:
                 self._path.unlink()
-
-
-def _skipped(chunks: Iterator[Chunk], events: int, dead: int) -> Iterator[Chunk]:
-    """Leave out the events and the dead lines that were dealt with before."""
-    for chunk in chunks:
-        known, buried = min(events, chunk.frame.height), min(dead, len(chunk.dead))
-        events, dead = events - known, dead - buried
-        rest = Chunk(chunk.frame[known:], chunk.dead[buried:])
-        if rest.frame.height or rest.dead:
-            yield rest
 
 
 def _percentiles(fresh_ms: list[tuple[float, int]]) -> dict[str, float]:

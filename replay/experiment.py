@@ -15,9 +15,9 @@ from graph_store.graph import GraphConfig, TemporalGraph, View
 from graph_store.memory import with_room
 from learner.base import Learned, Model
 from learner.offline import Journal, train
+from learner.ranking import TOP_K, rank_targets, rows_of, top_k
 from replay.baselines import BASELINES
 from replay.metrics import Catalogue, Outcomes, TestEvents, gain
-from replay.ranking import TOP_K, rank_targets, top_k
 from replay.systems import (
     MODEL_SYSTEMS,
     Delayed,
@@ -303,7 +303,7 @@ class Experiment:
         for first in range(0, events.shape[0], at_once):
             some = events[first : first + at_once]
             positive = np.flatnonzero(view.positive[some])
-            filters = _rows_of(pointers, seen, some[positive])
+            filters = rows_of(pointers, seen, some[positive])
             for clocked in ranked.values():
                 targets = view.items[some]
                 with clocked.timed("rank_s"):
@@ -456,15 +456,6 @@ _EVENT_COLUMNS: Final = ("user", "item", "ts_ms", "kind", "history_length", *_FL
 
 def _joined(parts: Sequence[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate(parts) if parts else empty
-
-
-def _rows_of(
-    pointers: NDArray[np.int64], values: NDArray[np.int64], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return some rows of a CSR matrix."""
-    lengths = pointers[rows + 1] - pointers[rows]
-    parts = [values[pointers[row] : pointers[row + 1]] for row in rows.tolist()]
-    return np.concatenate([[0], np.cumsum(lengths)]), _joined(parts, values[:0])
 
 
 def _counted(counts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,25 +6,47 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.redis_table import RedisTable
+from serving.redis_table import open_table
 from serving.rows import Barrier
 from serving.table import MemoryTable, Reader, Table
 from stream.errors import UserError
 from stream.events import Kind
+from stream.settings import load_settings
 
-_Command = TypeVar("_Command", bound=Callable[..., None])
 _SHOWN = 10
 
 
-def _shared_options(command: _Command) -> _Command:
-    """Say where the table is and how to print: the same for each command."""
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Say where the table is and how to print, the same for each command; give it a reader."""
+
+    @wraps(command)
+    def with_reader(
+        *,
+        config: Path | None,
+        url: str | None,
+        namespace: str | None,
+        saved: Path | None,
+        **others: Any,
+    ) -> None:
+        if saved is None:
+            settings = load_settings(config).redis
+            given = {"url": url, "namespace": namespace}
+            given = {name: value for name, value in given.items() if value is not None}
+            table: Table = open_table(msgspec.structs.replace(settings, **given))
+        else:
+            table = MemoryTable.load(saved)
+        command(reader=table.reader(), **others)
+
+    shared: Callable[..., None] = with_reader
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts."),
         click.option(
@@ -35,22 +57,25 @@ def _shared_options(command: _Command) -> _Command:
         ),
         click.option(
             "--namespace",
-            default="tidegraph",
-            show_default=True,
-            help="Prefix under which the learner publishes in Redis.",
+            help="Prefix under which the learner publishes in Redis; of the settings if left out.",
         ),
         click.option(
             "--redis",
             "url",
-            envvar="TIDEGRAPH_REDIS_URL",
+            help="Read the table that a learner publishes at this address; that of the settings "
+            "if left out.",
+        ),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            envvar="TIDEGRAPH_CONFIG",
             show_envvar=True,
-            default="redis://localhost:6379/0",
-            show_default=True,
-            help="Read the table that a learner publishes.",
+            help="Settings file that says where the table is; each setting also has a variable, "
+            "as TIDEGRAPH_REDIS_URL.",
         ),
     ):
-        command = option(command)
-    return command
+        shared = option(shared)
+    return shared
 
 
 @click.group()
@@ -71,14 +96,13 @@ def embeddings() -> None:
 @embeddings.command()
 @click.argument("user_id")
 @_shared_options
-def user(user_id: str, url: str, namespace: str, saved: Path | None, *, as_json: bool) -> None:
+def user(user_id: str, reader: Reader, *, as_json: bool) -> None:
     """Show the vector of USER_ID as of the user's last event, and the items near it.
 
     \b
     Example:
         tidegraph embeddings user 712 --table out/demo
     """
-    reader = _open(url, namespace, saved).reader()
     rows = reader.users([user_id])
     if not rows.ids:
         raise _unknown("user", user_id, reader)
@@ -96,14 +120,13 @@ def user(user_id: str, url: str, namespace: str, saved: Path | None, *, as_json:
 @embeddings.command()
 @click.argument("item_id")
 @_shared_options
-def item(item_id: str, url: str, namespace: str, saved: Path | None, *, as_json: bool) -> None:
+def item(item_id: str, reader: Reader, *, as_json: bool) -> None:
     """Show the vector, the bias and the counts of ITEM_ID, and the items near it.
 
     \b
     Example:
         tidegraph embeddings item 5239 --redis redis://localhost:6379/0
     """
-    reader = _open(url, namespace, saved).reader()
     rows = reader.items([item_id])
     if not rows.ids:
         raise _unknown("item", item_id, reader)
@@ -123,14 +146,13 @@ def item(item_id: str, url: str, namespace: str, saved: Path | None, *, as_json:
 @embeddings.command()
 @click.argument("item_id")
 @_shared_options
-def similar(item_id: str, url: str, namespace: str, saved: Path | None, *, as_json: bool) -> None:
+def similar(item_id: str, reader: Reader, *, as_json: bool) -> None:
     """Show what goes with ITEM_ID: by the model's vectors, and by who met both.
 
     \b
     Example:
         tidegraph embeddings similar 5239 --table out/demo
     """
-    reader = _open(url, namespace, saved).reader()
     rows = reader.items([item_id])
     if not rows.ids:
         raise _unknown("item", item_id, reader)
@@ -141,10 +163,6 @@ def similar(item_id: str, url: str, namespace: str, saved: Path | None, *, as_js
     pairs = [] if listed is None else zip(listed.item_ids, listed.weights.tolist(), strict=True)
     shown["covisited"] = [{"item_id": other, "weight": weight} for other, weight in pairs][:_SHOWN]
     _show(shown, as_json=as_json)
-
-
-def _open(url: str, namespace: str, saved: Path | None) -> Table:
-    return RedisTable(url, namespace=namespace) if saved is None else MemoryTable.load(saved)
 
 
 def _unknown(what: str, name: str, reader: Reader) -> UserError:

@@ -11,6 +11,10 @@
   * BadPosition      - the log does not have what was asked for: begin elsewhere, or anew
   * BadAccounting    - events were lost or counted twice: a defect of ours, stop
   * TableError       - a published table cannot answer: retry, or serve without it
+    * TableLost      - it no longer holds what was published: begin a new epoch, publish every row
+    * TableTaken     - another learner publishes there now: stop
+  * LogError         - the broker does not answer as wanted: end, and be started again
+  * ServiceFailed    - a program that we started ended or does not answer: read its log
 
 Messages say what was wanted, what came, where, and what to do.
 """
@@ -82,3 +86,19 @@ class BadAccounting(TidegraphError):
 
 class TableError(TidegraphError):
     """A published table cannot answer."""
+
+
+class TableLost(TableError):
+    """A published table no longer holds what was written into it."""
+
+
+class TableTaken(TableError):
+    """Another learner that began later has taken the table over."""
+
+
+class LogError(TidegraphError):
+    """The broker does not answer as wanted."""
+
+
+class ServiceFailed(TidegraphError):
+    """A program that was started ended or does not answer."""

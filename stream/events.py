@@ -110,7 +110,7 @@ _LABELS: tuple[Label, ...] = get_args(Label)
 _KINDS: dict[str, Kind] = dict(zip(_LABELS, Kind, strict=True))
 
 
-class Interaction(msgspec.Struct, frozen=True, omit_defaults=True):
+class Interaction(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Something a user was shown or did, as the client reports it.
 
     Parameters
@@ -169,7 +169,7 @@ class Interaction(msgspec.Struct, frozen=True, omit_defaults=True):
             force_setattr(self, "request_id", str(self.request_id))
 
 
-class Retraction(msgspec.Struct, frozen=True, omit_defaults=True):
+class Retraction(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A later decision of the user: that earlier event no longer counts.
 
     Parameters
@@ -196,7 +196,7 @@ class Retraction(msgspec.Struct, frozen=True, omit_defaults=True):
         _check(self, ("event_id", "user_id", "retracts", "item_id"), ("ts_ms", "target_ts_ms"))
 
 
-class Erasure(msgspec.Struct, frozen=True, omit_defaults=True):
+class Erasure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A user wants to be forgotten: everything before this record, in the order of the log.
 
     Parameters
@@ -216,7 +216,7 @@ class Erasure(msgspec.Struct, frozen=True, omit_defaults=True):
         _check(self, ("erase_user",), ())
 
 
-class Feedback(msgspec.Struct, frozen=True, omit_defaults=True):
+class Feedback(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """An accepted event and what it was taken to mean.
 
     Parameters
@@ -250,7 +250,7 @@ class Feedback(msgspec.Struct, frozen=True, omit_defaults=True):
     target_ts_ms: int | None = None
 
 
-class DeadLetter(msgspec.Struct, frozen=True):
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """A record that can never be processed, whole, with the reason.
 
     Parameters
@@ -383,7 +383,7 @@ class FeedbackBatch:
         )
 
     @classmethod
-    def from_feedback(cls, events: Sequence[Feedback]) -> Self:
+    def from_feedback(cls, events: Sequence[Feedback | _Columns]) -> Self:
         """Return the columns of ``events``, in their order."""
         n = len(events)
         event_id = [event.event_id for event in events]
@@ -415,7 +415,7 @@ class FeedbackBatch:
             :func:`read_feedback`.
 
         """
-        return cls.from_feedback([decode(_feedback, value) for value in values])
+        return cls.from_feedback([decode(_columns, value) for value in values])
 
     def to_records(self) -> list[bytes]:
         """Return a record of the topic ``feedback`` for each event.
@@ -516,6 +516,20 @@ def read_feedback(values: Sequence[bytes]) -> tuple[FeedbackBatch, list[Erasure]
     return FeedbackBatch.from_feedback(feedback), erasures
 
 
+class _Columns(msgspec.Struct, gc=False):
+    """The fields of a :class:`Feedback` that are columns: to skip the rest saves two thirds."""
+
+    v: int
+    event_id: str
+    user_id: str
+    item_id: str
+    ts_ms: int
+    kind: Label
+    weight: float
+    retracts: str | None = None
+    target_ts_ms: int | None = None
+
+
 class _Shape(msgspec.Struct):
     signals: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     retracts: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -529,6 +543,7 @@ _interaction = msgspec.json.Decoder(Interaction)
 _retraction = msgspec.json.Decoder(Retraction)
 _erasure = msgspec.json.Decoder(Erasure)
 _feedback = msgspec.json.Decoder(Feedback)
+_columns = msgspec.json.Decoder(_Columns)
 _shape = msgspec.json.Decoder(_Shape)
 _SHAPES: dict[str, msgspec.json.Decoder[Any]] = {
     "signals": _interaction,

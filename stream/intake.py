@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Accounting:
     dead
         Can never be processed.
     conflict
-        Of the duplicates, those with another content than the event that was accepted.
+        Of the duplicates, those with another content than the newest event of their id.
     retraction, erasure
         Of the feedback, those.
 
@@ -107,6 +108,8 @@ class IntakeResult(NamedTuple):
 
     feedback: list[Feedback | Erasure]
     """What goes to the topic ``feedback``, in order of arrival."""
+    origins: list[Record]
+    """What each of it came from."""
     dead: list[DeadLetter]
     """What goes to ``interactions.dead``."""
     late: list[Record]
@@ -123,24 +126,42 @@ class IntakeResult(NamedTuple):
     def entries(self) -> list[tuple[bytes | None, bytes]]:
         """Return what to append to the topic ``feedback``: key (the user) and value."""
         return [
-            (
-                (event.user_id if isinstance(event, Feedback) else event.erase_user).encode(),
-                encode(event),
-            )
-            for event in self.feedback
+            (origin.key, encode(event))
+            for origin, event in zip(self.origins, self.feedback, strict=True)
         ]
 
 
+_CHUNK = 4_096  # offsets
+_QUOTED = 500  # characters of what a dead letter says about its record
+
+
 class _Window:
-    """What one partition remembers: how far time has come, and which events it has accepted."""
+    """What one partition remembers: how far time has come, and which events it has seen."""
 
     def __init__(self) -> None:
         self.watermark_ms = 0
         self.swept_ms = 0
-        self.accepted: dict[str, tuple[int, int]] = {}  # id -> time, digest of the content
+        # id -> time and digest of the content, of the newest event of that id
+        self.seen: dict[str, tuple[int, int]] = {}
+        # Where each few thousand of the seen records begin, and the newest time among them.
+        self.chunks: deque[list[int]] = deque()
 
     def since(self, horizon_ms: int) -> dict[str, tuple[int, int]]:
-        return {name: seen for name, seen in self.accepted.items() if seen[0] >= horizon_ms}
+        return {name: seen for name, seen in self.seen.items() if seen[0] >= horizon_ms}
+
+    def begin(self, offset: int) -> None:
+        """Note that a batch begins at ``offset``."""
+        if not self.chunks or offset - self.chunks[-1][0] >= _CHUNK:
+            self.chunks.append([offset, 0])
+
+    def see(self, event: Interaction | Retraction) -> None:
+        """Remember an event that is not late, accepted or not."""
+        ts_ms = event.ts_ms
+        known = self.seen.get(event.event_id)
+        if known is None or ts_ms > known[0]:
+            self.seen[event.event_id] = ts_ms, _digest(event)
+        newest = self.chunks[-1]
+        newest[1] = max(newest[1], ts_ms)
 
 
 class Intake:
@@ -152,7 +173,8 @@ class Intake:
         What types the events.
     lateness_ms
         How far an event may lie behind the newest one accepted from its partition (the watermark).
-        An event id is remembered for the same span of event time.
+        An event id is remembered for the same span of event time, counted from the newest time
+        that it came with.
     max_future_ms
         How far an event may lie ahead of its record's time stamp; without it, a single event from a
         clock that runs ahead makes everything after it late.
@@ -165,8 +187,10 @@ class Intake:
     Notes
     -----
     No clock and no I/O: the same records in the same order give the same decisions, in whatever
-    batches they come, and also after :meth:`restore` of an earlier :meth:`state`. Memory is that of
-    the ids accepted within five quarters of the lateness, about 250 bytes each.
+    batches they come, and also after :meth:`restore` of an earlier :meth:`state`. What is
+    remembered follows from the watermark and the records not older than the lateness, whatever came
+    before them; so it can be had again by reading these records: see :meth:`remember`. Memory is
+    that of the ids seen within five quarters of the lateness, about 250 bytes each.
 
     Examples
     --------
@@ -210,37 +234,40 @@ class Intake:
 
         """
         accepted: list[Interaction | Retraction | Erasure] = []
+        origins: list[Record] = []
         dead: list[DeadLetter] = []
         late: list[Record] = []
         duplicate = conflict = retraction = erasure = 0
+        window, partition = _Window(), -1
         for record in records:
             try:
                 event = self._read(record)
             except BadEvent as fault:
-                origin = record.topic, record.partition, record.offset
-                dead.append(DeadLetter(record.value, fault.reason, fault.where, *origin))
+                dead.append(_dead_letter(record, fault))
                 continue
             if isinstance(event, Erasure):
                 erasure += 1
                 accepted.append(event)
+                origins.append(record)
                 continue
-            window = self._windows.get(record.partition)
-            if window is None:
-                window = self._windows[record.partition] = _Window()
+            if record.partition != partition:
+                window, partition = self._window(record.partition), record.partition
+                window.begin(record.offset)
+            ts_ms = event.ts_ms
             horizon_ms = window.watermark_ms - self.lateness_ms
-            if event.ts_ms < horizon_ms:
+            if ts_ms < horizon_ms:
                 late.append(record)
                 continue
-            content = _digest(event)
-            known = window.accepted.get(event.event_id)
+            known = window.seen.get(event.event_id)
             if known is not None and known[0] >= horizon_ms:
                 duplicate += 1
-                conflict += known[1] != content
-                continue
-            window.accepted[event.event_id] = event.ts_ms, content
-            window.watermark_ms = max(window.watermark_ms, event.ts_ms)
-            retraction += isinstance(event, Retraction)
-            accepted.append(event)
+                conflict += known[1] != _digest(event)
+            else:
+                retraction += isinstance(event, Retraction)
+                accepted.append(event)
+                origins.append(record)
+                window.watermark_ms = max(window.watermark_ms, ts_ms)
+            window.see(event)
         self._forget()
         feedback, no_signal = self._type(accepted)
         accounting = Accounting(
@@ -256,7 +283,46 @@ class Intake:
         )
         accounting.check()
         self.accounting += accounting
-        return IntakeResult(feedback, dead, late, accounting)
+        return IntakeResult(feedback, origins, dead, late, accounting)
+
+    def remember(self, partition: int, watermark_ms: int, records: Sequence[Record]) -> None:
+        """Have a partition's window again: the watermark, and what was seen up to it.
+
+        Afterwards the partition is decided about as by whoever read it until then; the accounting
+        stays as it is.
+
+        Parameters
+        ----------
+        partition
+            Of which nothing was taken yet.
+        watermark_ms
+            As it was behind the last of all ``records``.
+        records
+            From :meth:`first_offset`, as it was then, on; in as many calls as wanted.
+
+        """
+        window = self._window(partition)
+        window.watermark_ms = window.swept_ms = watermark_ms
+        for record in records:
+            try:
+                event = self._read(record)
+            except BadEvent:
+                continue
+            if not isinstance(event, Erasure) and event.ts_ms >= watermark_ms - self.lateness_ms:
+                window.begin(record.offset)
+                window.see(event)
+
+    def first_offset(self, partition: int) -> int | None:
+        """Return where to read from to :meth:`remember` a partition.
+
+        ``None`` if there is nothing to remember. Some thousand records too many may be among what
+        is read from there, and none too few.
+        """
+        window = self._window(partition)
+        horizon_ms = window.watermark_ms - self.lateness_ms
+        while window.chunks and window.chunks[0][1] < horizon_ms:
+            window.chunks.popleft()
+        return window.chunks[0][0] if window.chunks else None
 
     def state(self) -> dict[str, Any]:
         """Return all that later decisions depend on, and the accounting, in a fixed order."""
@@ -279,7 +345,14 @@ class Intake:
             window = self._windows[int(partition)] = _Window()
             window.watermark_ms = window.swept_ms = kept["watermark_ms"]
             seen = zip(kept["ts_ms"].tolist(), kept["digest"].tolist(), strict=True)
-            window.accepted = dict(zip(kept["event_id"], seen, strict=True))
+            window.seen = dict(zip(kept["event_id"], seen, strict=True))
+            window.chunks.append([0, max(kept["ts_ms"].tolist(), default=0)])  # somewhere before
+
+    def _window(self, partition: int) -> _Window:
+        window = self._windows.get(partition)
+        if window is None:
+            window = self._windows[partition] = _Window()
+        return window
 
     def _read(self, record: Record) -> Interaction | Retraction | Erasure:
         event = decode_interaction(record.value)
@@ -347,8 +420,14 @@ class Intake:
         """Drop ids older than the lateness; now and then, as each time every id is looked at."""
         for window in self._windows.values():
             if window.watermark_ms - window.swept_ms > self.lateness_ms // 4:
-                window.accepted = window.since(window.watermark_ms - self.lateness_ms)
+                window.seen = window.since(window.watermark_ms - self.lateness_ms)
                 window.swept_ms = window.watermark_ms
+
+
+def _dead_letter(record: Record, fault: BadEvent) -> DeadLetter:
+    """Return a record with its fault, whose words may quote it at any length."""
+    said = fault.reason[:_QUOTED], fault.where[:_QUOTED]
+    return DeadLetter(record.value, *said, record.topic, record.partition, record.offset)
 
 
 def _digest(event: Interaction | Retraction) -> int:

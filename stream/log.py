@@ -33,9 +33,14 @@ class Log(Protocol):
     """
 
     def append(
-        self, topic: str, entries: Sequence[tuple[bytes | None, bytes]], *, timestamp_ms: int
+        self,
+        topic: str,
+        entries: Sequence[tuple[bytes | None, bytes]],
+        *,
+        timestamp_ms: int,
+        headers: Sequence[tuple[str, bytes]] = (),
     ) -> None:
-        """Add ``(key, value)`` entries at the end."""
+        """Add ``(key, value)`` entries at the end, with the same headers on each."""
         ...
 
     def read(self, topic: str, positions: Mapping[int, int], *, limit: int) -> list[Record]:
@@ -52,8 +57,20 @@ class Log(Protocol):
         """
         ...
 
+    def start(self, topic: str) -> Positions:
+        """Return the position of the first record that every partition still has."""
+        ...
+
     def end(self, topic: str) -> Positions:
         """Return the position behind the last record of every partition."""
+        ...
+
+    def at(self, topic: str, ts_ms: int) -> Positions:
+        """Return the position of the first record that was appended at ``ts_ms`` or later."""
+        ...
+
+    def lag(self, topic: str, positions: Mapping[int, int]) -> int:
+        """Return how many records lie behind ``positions``, of these partitions alone."""
         ...
 
     def partitions(self, topic: str) -> int:
@@ -150,9 +167,15 @@ class MemoryLog:
         self._keyless = 0
 
     def append(
-        self, topic: str, entries: Sequence[tuple[bytes | None, bytes]], *, timestamp_ms: int
+        self,
+        topic: str,
+        entries: Sequence[tuple[bytes | None, bytes]],
+        *,
+        timestamp_ms: int,
+        headers: Sequence[tuple[str, bytes]] = (),
     ) -> None:
-        """Add ``(key, value)`` entries at the end."""
+        """Add ``(key, value)`` entries at the end, with the same headers on each."""
+        marked = tuple(headers)
         partitions = self._partitions(topic)
         for key, value in entries:
             if key is None:
@@ -161,7 +184,7 @@ class MemoryLog:
             else:
                 number = partition_of(key, self._n_partitions)
             partition = partitions[number]
-            record = Record(topic, number, partition.end, key, value, timestamp_ms)
+            record = Record(topic, number, partition.end, key, value, timestamp_ms, marked)
             partition.records.append(record)
 
     def read(self, topic: str, positions: Mapping[int, int], *, limit: int) -> list[Record]:
@@ -192,9 +215,28 @@ class MemoryLog:
             records += partition.records[start : start + share]
         return records
 
+    def start(self, topic: str) -> Positions:
+        """Return the position of the first record that every partition still has."""
+        return {number: partition.first for number, partition in enumerate(self._partitions(topic))}
+
     def end(self, topic: str) -> Positions:
         """Return the position behind the last record of every partition."""
         return {number: partition.end for number, partition in enumerate(self._partitions(topic))}
+
+    def at(self, topic: str, ts_ms: int) -> Positions:
+        """Return the position of the first record that was appended at ``ts_ms`` or later."""
+        return {
+            number: next(
+                (each.offset for each in partition.records if each.timestamp_ms >= ts_ms),
+                partition.end,
+            )
+            for number, partition in enumerate(self._partitions(topic))
+        }
+
+    def lag(self, topic: str, positions: Mapping[int, int]) -> int:
+        """Return how many records lie behind ``positions``, of these partitions alone."""
+        end = self.end(topic)
+        return sum(end[number] - position for number, position in positions.items())
 
     def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has."""

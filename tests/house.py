@@ -10,7 +10,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[1]
 ROOMS: Final = ("stream", "graph_store", "learner", "replay", "serving", "deploy")
 
-_GENERATED: Final = {"out", "build", "dist", "htmlcov", "__pycache__"}
+_GENERATED: Final = {"out", "var", "build", "dist", "htmlcov", "__pycache__"}
 _HIDDEN_BUT_OURS: Final = {".ci", ".gitignore"}
 
 

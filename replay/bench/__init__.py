@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-import click
+from importlib import import_module
+from typing import Final
 
-from replay.bench.graph import graph
-from replay.bench.learner import learner
+import click
 
 __all__ = ["bench"]
 
+# The lines stand here so that a bench does not carry what the others import.
+_BENCHES: Final = {
+    "graph": "The graph store: appends, recent neighbours, memory, restoring.",
+    "learner": "Learning steps at several micro-batches, beside TGN and river.",
+    "stream": "The stream worker over a broker, beside a faust agent.",
+    "pipeline": "From a record to a row in Redis: rate, freshness, memory.",
+}
 
-@click.group()
+
+class _Benches(click.Group):
+    """A group that imports a bench when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the benches."""
+        return list(_BENCHES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one bench."""
+        if cmd_name not in _BENCHES:
+            return None
+        command: click.Command = getattr(import_module(f"replay.bench.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the benches from their lines alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_BENCHES.items()))
+
+
+@click.group(cls=_Benches)
 def bench() -> None:
     """Measure a room beside its peers, on this machine.
 
@@ -18,8 +46,6 @@ def bench() -> None:
     Example:
         tidegraph bench graph --json
         tidegraph bench learner --json
+        tidegraph bench stream --json
+        tidegraph bench pipeline --json
     """
-
-
-bench.add_command(graph)
-bench.add_command(learner)

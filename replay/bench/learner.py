@@ -15,11 +15,11 @@ from graph_store.graph import GraphConfig, TemporalGraph, View
 from graph_store.ids import Ids
 from graph_store.store import Edges
 from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
+from learner.ranking import rank_targets
 from replay.bench.measure import Meter, machine, medians, peak_rss_mb, show
 from replay.bench.peers import Peer, PygTgn, RiverMf
 from replay.datasets import open_dataset
 from replay.player import play
-from replay.ranking import rank_targets
 from stream.events import Kind, read_feedback
 from stream.intake import Intake
 from stream.log import MemoryLog, advance

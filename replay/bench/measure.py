@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -69,6 +70,9 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 def peak_rss_mb() -> int:
     """Return the most memory this process ever had, in MB (10^6 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what follows counts the process that started this one, on Linux
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 // 10**6
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from hypothesis import strategies as st
 import graph_store
 from graph_store import snapshot
 from graph_store.ids import Ids
-from graph_store.snapshot import newest_whole, read_snapshot, write_snapshot
+from graph_store.snapshot import (
+    describe,
+    list_snapshots,
+    make_newest,
+    newest_whole,
+    read_snapshot,
+    write_snapshot,
+)
 from graph_store.store import Edges, EdgeStore
 from stream.errors import BadOutput, BadSnapshot, TidegraphError
 
@@ -239,3 +247,54 @@ def test_what_cannot_be_kept_is_refused_with_its_place(
     with pytest.raises(TidegraphError, match=where):
         write_snapshot(tmp_path, state, fingerprint="f")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_snapshots_are_listed_newest_first_and_described_without_their_arrays(
+    tmp_path: Path,
+) -> None:
+    assert list_snapshots(tmp_path / "nothing") == []
+    two_snapshots(tmp_path)
+    (tmp_path / ".lock").write_text("1")
+    assert [int(folder.name) for folder in list_snapshots(tmp_path)] == [2, 1]
+    found = describe(list_snapshots(tmp_path)[0])
+    assert (found.number, found.state["n"]) == (2, 2)
+    assert found.n_bytes == sum(
+        file.stat().st_size for file in list_snapshots(tmp_path)[0].iterdir()
+    )
+    assert found.state["a"]["shape"] == [100]
+
+
+@pytest.mark.parametrize(
+    "harm", [truncate, lose_the_arrays, lose_the_manifest, tear_the_manifest, change_a_number]
+)
+def test_what_is_torn_cannot_be_described(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    folder = two_snapshots(tmp_path)
+    harm(folder)
+    with pytest.raises(BadSnapshot):
+        describe(folder)
+
+
+def test_a_snapshot_can_be_read_whatever_it_belongs_to(tmp_path: Path) -> None:
+    folder = two_snapshots(tmp_path)
+    assert read_snapshot(folder, fingerprint=None)["n"] == 2
+    with pytest.raises(BadSnapshot, match="another log"):
+        read_snapshot(folder, fingerprint="g")
+
+
+def test_an_older_snapshot_becomes_the_newest(tmp_path: Path) -> None:
+    two_snapshots(tmp_path)
+    assert int(make_newest(tmp_path, 1).name) == 3
+    state = newest_whole(tmp_path, fingerprint="f")
+    assert state is not None
+    assert state["n"] == 1
+    assert not list(tmp_path.glob(".unfinished-*"))
+
+
+def test_only_a_whole_snapshot_that_is_there_becomes_the_newest(tmp_path: Path) -> None:
+    folder = two_snapshots(tmp_path)
+    with pytest.raises(BadSnapshot, match=r"want one of the snapshots there \(2, 1\), got 7"):
+        make_newest(tmp_path, 7)
+    flip_a_bit(folder)
+    with pytest.raises(BadSnapshot, match="SHA-256 differs"):
+        make_newest(tmp_path, 2)
+    assert len(list_snapshots(tmp_path)) == 2

@@ -12,26 +12,43 @@ from learner.checks import checkerboard, feedback
 from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
 from learner.online import OnlineLearner
 from learner.publish import Publisher
-from serving.table import MemoryTable, Reader
-from stream.errors import TableError
+from serving.table import MemoryTable, Reader, Update
+from stream.errors import TableError, TableLost
 from stream.events import FeedbackBatch, Kind
 
 GRAPH = GraphConfig()
 DIM = 8
 
 
+class Fickle(MemoryTable):
+    """A table that fails as told, and remembers how large updates were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: type[TableError] | None = None
+        self.sizes: list[int] = []
+
+    def publish(self, update: Update) -> None:
+        if self.failure is not None:
+            raise self.failure("as told")
+        assert update.users is not None
+        assert update.items is not None
+        self.sizes.append(max(len(update.users.ids), len(update.items.ids)))
+        super().publish(update)
+
+
 class Live:
     """A learner whose steps are published, with a clock that is moved by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, **limits: int) -> None:
         self.now_ms = 1_000
-        self.table = MemoryTable()
+        self.table = Fickle()
         self.graph = TemporalGraph(GRAPH)
         self.model = STAHawkes(
             STAHawkesConfig(dim=DIM), k=GRAPH.k_user, n_half_lives=len(GRAPH.half_lives_ms)
         )
         self.publisher = Publisher(
-            self.table, self.graph, self.model, now_ms=lambda: self.now_ms, dim=DIM
+            self.table, self.graph, self.model, now_ms=lambda: self.now_ms, dim=DIM, **limits
         )
         self._learner = OnlineLearner(self.graph, self.model)
 
@@ -187,3 +204,112 @@ def test_a_user_of_events_that_say_nothing_is_published_all_the_same() -> None:
     rows = live.published().users(["u1"])
     assert list(rows.ids) == ["u1"]
     assert rows.ts_ms.tolist() == [live.graph.newest_ms]
+
+
+def everything(reader: Reader, live: Live) -> list[object]:
+    """Return all that a client can read, but for when it was written."""
+    users, items = reader.users(live.user_ids), reader.items(live.item_ids)
+    return [
+        users.ids, users.vectors.tolist(), users.ts_ms.tolist(),
+        items.ids, items.vectors.tolist(), items.biases.tolist(), items.counts.tolist(),
+        {
+            item_id: (listed.item_ids, listed.weights.tolist())
+            for item_id, listed in reader.covisited(live.item_ids).items()
+        },
+        [reader.seen(user_id) for user_id in live.user_ids],
+    ]  # fmt: skip
+
+
+def test_what_a_table_did_not_take_waits() -> None:
+    live = Live().follow(checkerboard(160))
+    live.table.failure = TableError
+    with pytest.raises(TableError, match="as told"):
+        live.publisher.publish()
+    live.follow(checkerboard(160, seed=1))
+    with pytest.raises(TableError, match="as told"):
+        live.publisher.publish()
+    assert live.publisher.waiting == len(live.user_ids) + len(live.item_ids)
+    live.table.failure = None
+    calm = Live().follow([*checkerboard(160), *checkerboard(160, seed=1)])
+    assert everything(live.published(), live) == everything(calm.published(), calm)
+    assert live.publisher.waiting == 0
+
+
+def test_what_the_epoch_in_view_did_not_take_waits_too() -> None:
+    live = Live().follow(checkerboard(160))
+    live.published()
+    live.table.failure = TableError
+    live.follow([feedback([(30, 40, 900, Kind.NONE)])])
+    with pytest.raises(TableError, match="as told"):
+        live.publisher.publish()
+    live.table.failure = None
+    reader = live.published()
+    assert reader.epoch == 1
+    assert list(reader.users(["u30"]).ids) == ["u30"]
+    assert list(reader.items(["i40"]).ids) == ["i40"]
+    assert reader.seen("u30") == {"i40"}
+
+
+def test_a_table_that_lost_its_rows_gets_all_of_them_again() -> None:
+    live = Live().follow(checkerboard(160))
+    first = live.published()
+    live.table.failure = TableLost
+    live.follow([feedback([(0, 1, 900, Kind.NONE)])])
+    assert not live.publisher.publish_part()
+    assert not live.publisher.in_view
+    live.table.failure = None
+    reader = live.published()
+    assert reader.epoch == first.epoch + 1
+    assert list(reader.users(live.user_ids).ids) == live.user_ids
+    assert len(reader.covisited(live.item_ids)) == len(first.covisited(live.item_ids))
+    for row, user_id in enumerate(live.user_ids):
+        assert reader.seen(user_id) == set(live.graph.items.ids_of(live.graph.seen.of(row)))
+
+
+def test_out_of_view_rows_go_out_in_parts_and_learning_goes_on_in_between() -> None:
+    live = Live(max_rows=20).follow(checkerboard(160))
+    more = checkerboard(48, seed=1)
+    parts = 0
+    while not live.publisher.publish_part():
+        parts += 1
+        if more:
+            live.follow([more.pop(0)])
+        with pytest.raises(TableError, match="nothing is published"):
+            live.table.reader()
+    assert parts >= 3
+    assert max(live.table.sizes) == 4  # a fifth
+    reader = live.table.reader()
+    assert list(reader.users(live.user_ids).ids) == live.user_ids
+    assert list(reader.items(live.item_ids).ids) == live.item_ids
+    for row, user_id in enumerate(live.user_ids):
+        assert reader.seen(user_id) == set(live.graph.items.ids_of(live.graph.seen.of(row)))
+
+
+def test_what_does_not_fit_in_one_update_comes_into_view_as_a_new_epoch() -> None:
+    live = Live(max_rows=10).follow([feedback([(0, 0, 1, Kind.IMPLICIT_POSITIVE)])])
+    first = live.published()
+    live.follow(checkerboard(160))
+    assert not live.publisher.publish_part()
+    assert live.table.reader().epoch == first.epoch
+    assert len(live.table.reader().users(live.user_ids).ids) == 1  # nothing half
+    reader = live.published()
+    assert reader.epoch == first.epoch + 1
+    assert list(reader.users(live.user_ids).ids) == live.user_ids
+
+
+def test_pairs_that_wait_are_bounded_and_none_is_lost() -> None:
+    live = Live(max_pairs=40)
+    live.published()
+    for batch in checkerboard(640):
+        live.follow([batch])
+        assert live.publisher._met._length <= 40
+    reader = live.published()
+    for row, user_id in enumerate(live.user_ids):
+        assert reader.seen(user_id) == set(live.graph.items.ids_of(live.graph.seen.of(row)))
+
+
+def test_a_table_is_not_asked_for_anything_before_the_first_write() -> None:
+    live = Live()
+    assert live.table._written is None
+    live.published()
+    assert live.table._written is not None

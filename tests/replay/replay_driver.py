@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from learner.models.sta_hawkes import STAHawkesConfig
+from replay.config import ReplayConfig
 from replay.datasets import open_dataset
-from replay.embedded import Replay, ReplayConfig, survey
+from replay.embedded import Replay, survey
 from replay.report import ReplayResult
 from stream.typing_rules import load_rules
 

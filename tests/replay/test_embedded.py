@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from replay.config import ReplayConfig
 from replay.datasets import open_dataset
-from replay.embedded import Replay, ReplayConfig, Stopped, survey
+from replay.embedded import Replay, Stopped, survey
 from replay.faults import Faults
 from serving.table import MemoryTable
 from stream.errors import BadData, BadSnapshot
@@ -165,7 +166,7 @@ def test_the_seed_reaches_the_model(tmp_path: Path) -> None:
     for seed in (0, 1):
         config = config_for(tmp_path, seed=seed, systems=("popularity",))
         running = replay_of(config)
-        batch, _, _ = next(running.stream.batches())
+        batch = next(running.stream.batches()).batch
         view = running.experiment.graph.view(batch.take(np.arange(64)))
         running.experiment.model.learn(view)
         vectors.append(running.experiment.model.state()["items"]["weight"])

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from serving.redis_table import RedisTable
 from serving.rows import Barrier, Count, Covisited, ItemRows, Layout, UserRows
 from serving.table import MemoryTable, Table, Update
+from stream.settings import RedisSettings
 from tidegraph import main
 
 MAY_4_MS = 1_651_622_400_000
@@ -117,6 +118,22 @@ def test_the_table_in_redis_is_read_at_the_address_in_the_environment(
         main, ["embeddings", "similar", "north", "--namespace", namespace, "--json"]
     )
     assert json.loads(result.output)["covisited"] == [{"item_id": "east", "weight": 0.25}]
+
+
+def test_the_table_is_read_where_a_settings_file_says(
+    redis_with_password: RedisSettings, namespace: str, tmp_path: Path
+) -> None:
+    publish(
+        RedisTable(
+            redis_with_password.url, namespace=namespace, password=redis_with_password.password
+        )
+    )
+    lines = [f"{name} = {getattr(redis_with_password, name)!r}" for name in ("url", "password")]
+    config = tmp_path / "tidegraph.toml"
+    config.write_text("\n".join(["[redis]", *lines, f"namespace = {namespace!r}"]))
+    assert run_json("item", "north", "--config", config)["bias"] == 0.5
+    elsewhere = ["embeddings", "item", "north", "--config", str(config), "--namespace", "nobody"]
+    assert "nothing is published under 'nobody'" in CliRunner().invoke(main, elsewhere).output
 
 
 @pytest.mark.parametrize("command", ["user", "item", "similar"])

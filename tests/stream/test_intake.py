@@ -109,17 +109,20 @@ traffic = st.lists(
 
 
 def plainly(log: list[Sent]) -> tuple[list[str], Counter[str]]:
-    """Decide about each record by looking at everything that was accepted before it."""
+    """Decide about each record by looking at everything that was seen before it."""
     decisions: list[str] = []
     conflicts = 0
     accepted: list[Sent] = []
+    seen: list[Sent] = []  # duplicates too
     for now in log:
         mine = [one for one in accepted if one.record.partition == now.record.partition]
         newest_ms = max([one.ts_ms for one in mine], default=0)
         same = [
             one
-            for one in mine
-            if one.event_id == now.event_id and one.ts_ms >= newest_ms - LATENESS_MS
+            for one in seen
+            if one.record.partition == now.record.partition
+            and one.event_id == now.event_id
+            and one.ts_ms >= newest_ms - LATENESS_MS
         ]
         if now.event_id is None:
             decisions.append(now.kind)
@@ -127,10 +130,12 @@ def plainly(log: list[Sent]) -> tuple[list[str], Counter[str]]:
             decisions.append("late")
         elif same:
             decisions.append("duplicate")
-            conflicts += same[-1].content != now.content
+            conflicts += max(same, key=lambda one: one.ts_ms).content != now.content
+            seen.append(now)
         else:
             decisions.append(now.kind)
             accepted.append(now)
+            seen.append(now)
     counts = Counter(decisions)
     counts["conflict"] = conflicts
     return decisions, counts
@@ -203,6 +208,98 @@ def test_a_restart_decides_as_the_undisturbed_run_would(
     assert restarted.take(records) == undisturbed.take(records)
     assert restarted.accounting == undisturbed.accounting
     assert repr(restarted.state()) == repr(undisturbed.state())
+
+
+@given(
+    traffic,
+    st.lists(st.integers(1, 5), max_size=30),
+    st.sets(st.integers(0, 30)),
+    st.sampled_from([0, LATENESS_MS]),
+    st.integers(1, 6),
+)
+def test_a_window_read_again_from_the_log_decides_as_the_undisturbed_run_would(
+    log: list[Sent], sizes: list[int], restarts: set[int], lateness_ms: int, chunk: int
+) -> None:
+    """Only the watermark, an offset and the accounting outlive a worker; the log has the rest."""
+    records = [
+        one.record._replace(partition=0, offset=3 * offset) for offset, one in enumerate(log)
+    ]
+    undisturbed = Intake(MUSIC, lateness_ms=lateness_ms)
+    restarted = Intake(MUSIC, lateness_ms=lateness_ms)
+    start = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stream.intake._CHUNK", chunk)
+        for turn, size in enumerate([*sizes, len(records)]):
+            batch = records[start : start + size]
+            assert restarted.take(batch) == undisturbed.take(batch)
+            start += size
+            if turn in restarts:
+                before = restarted
+                first, watermark_ms = before.first_offset(0), before.watermark_ms(0)
+                first = 3 * start if first is None else first
+                restarted = Intake(MUSIC, lateness_ms=lateness_ms)
+                restarted.accounting = before.accounting
+                known = [one for one in records[:start] if one.offset >= first]
+                half = len(known) // 2
+                restarted.remember(0, watermark_ms or 0, known[:half])
+                restarted.remember(0, watermark_ms or 0, known[half:])
+    assert restarted.accounting == undisturbed.accounting
+    later = [click(f"e{n}", T0 + n) for n in range(7)]
+    assert restarted.take(later) == undisturbed.take(later)
+
+
+def test_only_what_can_still_matter_is_read_again() -> None:
+    intake = Intake(KUAIRAND, lateness_ms=LATENESS_MS)
+    assert intake.first_offset(0) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stream.intake._CHUNK", 5)
+        for n in range(100):
+            intake.take([click(f"e{n}", T0 + n)._replace(offset=n)])
+    first = intake.first_offset(0)
+    assert first is not None
+    assert 99 - LATENESS_MS - 5 < first <= 99 - LATENESS_MS
+    assert len(intake._windows[0].chunks) <= 4
+
+
+def test_what_is_read_again_begins_at_the_first_event_that_still_matters() -> None:
+    intake = Intake(KUAIRAND, lateness_ms=LATENESS_MS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stream.intake._CHUNK", 3)
+        log = [click("e0", T0 + 5), click("e1", T0 + 1), click("e2", T0 + 4)]
+        log += [click("e3", T0 + 5 + LATENESS_MS)]
+        for offset, one in enumerate(log):
+            intake.take([one._replace(offset=offset)])
+        assert intake.first_offset(0) == 0
+        intake.take([click("e4", T0 + 6 + LATENESS_MS)._replace(offset=4)])
+        assert intake.first_offset(0) == 3
+
+
+def test_a_window_restored_from_a_snapshot_may_begin_anywhere() -> None:
+    intake = Intake(KUAIRAND, lateness_ms=LATENESS_MS)
+    intake.take([click("e1")._replace(offset=17)])
+    restored = Intake(KUAIRAND, lateness_ms=LATENESS_MS)
+    restored.restore(intake.state())
+    assert (intake.first_offset(0), restored.first_offset(0)) == (17, 0)
+
+
+def test_an_id_is_remembered_from_the_newest_time_that_it_came_with() -> None:
+    intake = Intake(KUAIRAND, lateness_ms=LATENESS_MS)
+    log = [click("e1", T0), click("e1", T0 + 5), click("e2", T0 + LATENESS_MS + 5)]
+    assert intake.take(log).accounting.duplicate == 1
+    assert intake.take([click("e1", T0 + 5)]).accounting.duplicate == 1
+    assert intake.take([click("e3", T0 + LATENESS_MS + 6)]).accounting.feedback == 1
+    assert intake.take([click("e1", T0 + 6)]).accounting.feedback == 1
+
+
+def test_words_of_a_fault_do_not_grow_with_the_record() -> None:
+    """Else a dead letter may be too large for its topic."""
+    name = "s" * 100_000
+    value = click("e1").value.replace(b'"click"', f'"{name}"'.encode()).replace(b":1}}", b":true}}")
+    far = record(b'{"v":1,"erase_user":712}', key=b"7" * 100_000)
+    letters = Intake(KUAIRAND).take([record(value), far]).dead
+    assert [len(letter.where) for letter in letters] == [500, len("$.erase_user")]
+    assert [len(letter.reason) <= 500 for letter in letters] == [True, True]
+    assert [letter.original for letter in letters] == [value, far.value]
 
 
 @given(
@@ -369,7 +466,7 @@ def test_ids_are_forgotten_when_they_are_older_than_the_lateness() -> None:
     intake = Intake(KUAIRAND, lateness_ms=1_000)
     for n in range(50):
         intake.take([click(f"e{n * 100 + m}", T0 + n * 100 + m) for m in range(100)])
-        assert len(intake._windows[0].accepted) <= 1_250 + 100
+        assert len(intake._windows[0].seen) <= 1_250 + 100
     assert len(intake.state()["partitions"]["0"]["event_id"]) == 1_001
 
 

@@ -117,3 +117,21 @@ def test_positions_that_never_were_are_refused() -> None:
 def test_a_log_needs_a_partition() -> None:
     with pytest.raises(BadSettings, match="at least 1 partition, got 0"):
         MemoryLog(n_partitions=0)
+
+
+def test_headers_stay_with_their_entries() -> None:
+    log = MemoryLog()
+    log.append("feedback", [(b"712", b"a")], timestamp_ms=1, headers=[("a", b"1")])
+    log.append("feedback", [(b"712", b"b")], timestamp_ms=2)
+    records = log.read("feedback", {0: 0}, limit=10)
+    assert [record.headers for record in records] == [(("a", b"1"),), ()]
+
+
+def test_a_log_knows_its_ends_and_what_lies_between() -> None:
+    log = MemoryLog()
+    log.append("feedback", [(b"712", b"a")], timestamp_ms=1)
+    log.append("feedback", [(b"712", b"b"), (b"712", b"c")], timestamp_ms=3)
+    log.trim("feedback", {0: 1})
+    assert (log.start("feedback"), log.end("feedback")) == ({0: 1}, {0: 3})
+    assert [log.at("feedback", ts_ms) for ts_ms in (0, 3, 4)] == [{0: 1}, {0: 1}, {0: 3}]
+    assert [log.lag("feedback", {0: position}) for position in (1, 3)] == [2, 0]

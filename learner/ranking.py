@@ -150,3 +150,20 @@ def top_k(
     best = np.empty(k, np.float32)
     _top(np.ascontiguousarray(scores, np.float32), seen_ptr, seen_idx, seen, best, found)
     return found
+
+
+def rows_of(
+    pointers: NDArray[np.int64], values: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return some rows of a CSR matrix, such as what the users of some events have met.
+
+    Examples
+    --------
+    >>> pointers, values = rows_of(np.array([0, 1, 3]), np.array([7, 8, 9]), np.array([1]))
+    >>> pointers.tolist(), values.tolist()
+    ([0, 2], [8, 9])
+
+    """
+    lengths = pointers[rows + 1] - pointers[rows]
+    parts = [values[pointers[row] : pointers[row + 1]] for row in rows.tolist()]
+    return np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([values[:0], *parts])

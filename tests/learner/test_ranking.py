@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from replay.ranking import PADDING, rank_targets, top_k
+from learner.ranking import PADDING, rank_targets, top_k
 
 N_ITEMS = 6
 # Few distinct scores, so that ties are the rule; and what a system may answer when it cannot tell.

@@ -1,0 +1,25 @@
+# The learner: docker build -f deploy/images/learner.Dockerfile .
+# Without a GPU add --build-arg TORCH_INDEX=..., the index of PyTorch's builds for the CPU: the
+# usual index brings CUDA, about 3 GB.
+FROM python:3.11-slim
+
+ARG TORCH_INDEX=""
+RUN useradd --system --create-home --uid 10001 tidegraph \
+    && install -d -o tidegraph /var/lib/tidegraph
+WORKDIR /app
+COPY constraints.txt ./
+RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+    click confluent-kafka kafka-python msgspec numba numpy polars prometheus-client redis \
+    river torch
+
+COPY tidegraph.py ./
+COPY stream stream
+COPY graph_store graph_store
+COPY serving serving
+COPY learner learner
+# Compiled kernels are kept between starts.
+ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/lib/tidegraph/numba
+USER tidegraph
+VOLUME /var/lib/tidegraph
+ENTRYPOINT ["python", "-m", "tidegraph"]
+CMD ["learn"]

@@ -1,0 +1,113 @@
+"""Some events are ranked before they are learned from; means fade, and drift is seen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graph_store.graph import GraphConfig, TemporalGraph
+from learner.checks import checkerboard, feedback
+from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
+from learner.online import OnlineLearner
+from learner.prequential import FadingMean, Prequential
+from learner.ranking import rank_targets, rows_of
+from stream.events import FeedbackBatch, Kind
+
+
+class Ranked:
+    """A learner that is tested as it goes."""
+
+    def __init__(self, share: float, seed: int = 0) -> None:
+        graph = GraphConfig()
+        self.model = STAHawkes(
+            STAHawkesConfig(dim=8), k=graph.k_user, n_half_lives=len(graph.half_lives_ms)
+        )
+        self.learner = OnlineLearner(TemporalGraph(graph), self.model)
+        self.prequential = Prequential(self.model, share=share, seed=seed)
+
+    def follow(self, batches: list[FeedbackBatch]) -> Ranked:
+        for batch in batches:
+            step = self.learner.step(batch, rank=self.prequential.rank)
+            self.prequential.learned(step.loss)
+        return self
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1), horizon=st.integers(1, 20))
+def test_a_mean_fades_as_the_formula_says(values: list[float], horizon: int) -> None:
+    mean, plain = FadingMean(horizon), 0.0
+    for n, value in enumerate(values, 1):
+        mean.add(value)
+        plain += max(1 / n, 1 / horizon) * (value - plain)
+    assert mean.value == pytest.approx(plain)
+    if len(values) <= horizon:
+        assert mean.value == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_all_positives_are_ranked_as_by_hand() -> None:
+    batches = checkerboard(320)
+    ranked, hits, gains = Ranked(1.0), 0.0, 0.0
+    for batch in batches:
+        view = ranked.learner.graph.view(batch)
+        some = np.flatnonzero(view.positive)
+        scores = ranked.model.score(view, some)
+        ranks = rank_targets(scores, view.items[some], *rows_of(*view.seen(), some))
+        hits += (ranks <= 10).sum()
+        gains += (1 / np.log2(1 + ranks[ranks <= 10])).sum()
+        ranked.follow([batch])
+    n = ranked.prequential.hit_ratio.n
+    assert n == sum(int((batch.kind <= Kind.IMPLICIT_POSITIVE).sum()) for batch in batches)
+    assert 0 < hits < n
+    assert ranked.prequential.hit_ratio.value == pytest.approx(hits / n)
+    assert ranked.prequential.ndcg.value == pytest.approx(gains / n)
+
+
+def test_ranking_changes_nothing_that_is_learned() -> None:
+    batches = checkerboard(320)
+    one, other = Ranked(0.0).follow(batches), Ranked(1.0).follow(batches)
+    np.testing.assert_array_equal(
+        one.model.state()["items"]["weight"], other.model.state()["items"]["weight"]
+    )
+    assert one.prequential.loss.value == other.prequential.loss.value
+    assert math.isnan(one.prequential.hit_ratio.value)
+
+
+def test_a_share_is_ranked_and_the_seed_says_which() -> None:
+    batches = checkerboard(16 * 100)
+    one, same, other = (Ranked(0.25, seed).follow(batches).prequential for seed in (1, 1, 2))
+    positives = sum(int((batch.kind <= Kind.IMPLICIT_POSITIVE).sum()) for batch in batches)
+    assert 0.1 < one.hit_ratio.n / positives < 0.4
+    assert one.state() == same.state()
+    assert one.hit_ratio.n != other.hit_ratio.n
+
+
+def test_a_restart_goes_on_from_the_state() -> None:
+    batches = checkerboard(320)
+    whole = Ranked(0.5).follow(batches)
+    first = Ranked(0.5).follow(batches[:10])
+    state = first.prequential.state()
+    first.prequential = Prequential(first.model, share=0.5, seed=0)
+    first.prequential.restore(state)
+    assert first.follow(batches[10:]).prequential.state() == whole.prequential.state()
+    empty = Prequential(first.model, share=0.5, seed=0)
+    empty.restore(Prequential(first.model, share=0.5, seed=0).state())
+    assert math.isnan(empty.loss.value)
+
+
+def test_a_loss_that_changes_is_seen_as_drift() -> None:
+    rng = np.random.default_rng(0)
+    prequential = Ranked(0.0).prequential
+    for _ in range(1_000):
+        prequential.learned(float(rng.normal(1.0, 0.1)))
+    assert prequential.drifts == {"loss": 0, "hit_ratio_at_10": 0}
+    for _ in range(1_000):
+        prequential.learned(float(rng.normal(3.0, 0.1)))
+    assert prequential.drifts["loss"] > 0
+
+
+def test_a_step_without_positives_says_nothing() -> None:
+    ranked = Ranked(1.0).follow([feedback([(0, 0, 0, Kind.NONE)])])
+    assert ranked.prequential.hit_ratio.n == ranked.prequential.loss.n == 0
