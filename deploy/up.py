@@ -22,7 +22,7 @@ from rich.table import Table
 from deploy.local import broker_listens, prepare_broker, prepare_redis, redis_listens
 from deploy.service import START_S, Service, free_port, listens, stop_all
 from stream.errors import BadSettings, ServiceFailed
-from stream.settings import LearnerSettings, Settings, load_settings
+from stream.settings import LearnerSettings, Settings, as_environment, load_settings
 
 QUICK_S: Final = 30.0
 """A program that ran for less than this when it ended, ended quickly."""
@@ -240,12 +240,12 @@ def up(config: Path | None, data: Path, *, services: bool) -> None:
     settings = _with_ports(load_settings(config), data)
     with _signals_interrupt():
         try:
-            _run(settings, config, data, services_only=services)
+            _run(settings, data, services_only=services)
         except KeyboardInterrupt:
             click.echo("stopped")
 
 
-def _run(settings: Settings, config: Path | None, data: Path, *, services_only: bool) -> None:
+def _run(settings: Settings, data: Path, *, services_only: bool) -> None:
     from stream import topics
 
     logs = data.resolve() / "logs"
@@ -257,7 +257,7 @@ def _run(settings: Settings, config: Path | None, data: Path, *, services_only: 
         Watched("kafka", kafka.servers[0], broker, lambda: broker_listens(kafka)),
         Watched("redis", shown_redis, server, lambda: redis_listens(redis)),
     ]
-    environment = _environment(settings, config)
+    environment = as_environment(settings)
     workers = [
         Watched("stream", *_worker("stream", settings.stream.port, environment, logs), services),
         Watched("learn", *_worker("learn", settings.learner.port, environment, logs), services),
@@ -302,18 +302,6 @@ def _watch(running: Sequence[Watched], screen: Screen, *, until: Callable[[], bo
 
 def _stop(programs: Sequence[Watched], within_s: float) -> None:
     stop_all([program.service for program in programs if program.service is not None], within_s)
-
-
-def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
-    """Return what makes a worker see the settings with the addresses filled in."""
-    environment = {
-        "TIDEGRAPH_KAFKA_SERVERS": ",".join(settings.kafka.servers),
-        "TIDEGRAPH_REDIS_URL": settings.redis.url,
-        "TIDEGRAPH_STREAM_PORT": str(settings.stream.port),
-        "TIDEGRAPH_LEARNER_PORT": str(settings.learner.port),
-        "TIDEGRAPH_LEARNER_SNAPSHOTS": settings.learner.snapshots,
-    }
-    return environment if config is None else environment | {"TIDEGRAPH_CONFIG": str(config)}
 
 
 def _worker(

@@ -470,8 +470,9 @@ def decode_interaction(value: bytes) -> Interaction | Retraction | Erasure:
     stream.errors.BadEvent: $.erase_user: invalid: expected `int | str`, got `bool`
 
     """
-    # A name may be spelled with escapes, so a backslash is reason enough to look closer.
-    if b"retracts" not in value and b"erase_user" not in value and b"\\" not in value:
+    # A name may be spelled with escapes, so a backslash (92) is reason enough to look closer. To
+    # `find` bytes takes half as long as to ask whether they are `in`.
+    if value.find(b"retracts") < 0 and value.find(b"erase_user") < 0 and 92 not in value:
         return decode(_interaction, value)
     shape = decode(_shape, value)
     said = [name for name in _SHAPES if getattr(shape, name) is not msgspec.UNSET]

@@ -28,7 +28,7 @@ from stream.typing_rules import Rule, RuleSet
 
 HOUR_MS = 3_600_000
 
-_canonical = msgspec.json.Encoder(order="deterministic").encode
+_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 _NO_RULE = Rule("", "", "none", 0.0)
 
 
@@ -154,14 +154,15 @@ class _Window:
         if not self.chunks or offset - self.chunks[-1][0] >= _CHUNK:
             self.chunks.append([offset, 0])
 
-    def see(self, event: Interaction | Retraction) -> None:
+    def see(self, event: Interaction | Retraction, digest: int) -> None:
         """Remember an event that is not late, accepted or not."""
-        ts_ms = event.ts_ms
-        known = self.seen.get(event.event_id)
+        event_id, ts_ms = event.event_id, event.ts_ms
+        known = self.seen.get(event_id)
         if known is None or ts_ms > known[0]:
-            self.seen[event.event_id] = ts_ms, _digest(event)
+            self.seen[event_id] = ts_ms, digest
         newest = self.chunks[-1]
-        newest[1] = max(newest[1], ts_ms)
+        if ts_ms > newest[1]:
+            newest[1] = ts_ms
 
 
 class Intake:
@@ -258,16 +259,18 @@ class Intake:
             if ts_ms < horizon_ms:
                 late.append(record)
                 continue
+            digest = _digest(event)
             known = window.seen.get(event.event_id)
             if known is not None and known[0] >= horizon_ms:
                 duplicate += 1
-                conflict += known[1] != _digest(event)
+                conflict += known[1] != digest
             else:
                 retraction += isinstance(event, Retraction)
                 accepted.append(event)
                 origins.append(record)
-                window.watermark_ms = max(window.watermark_ms, ts_ms)
-            window.see(event)
+                if ts_ms > window.watermark_ms:
+                    window.watermark_ms = ts_ms
+            window.see(event, digest)
         self._forget()
         feedback, no_signal = self._type(accepted)
         accounting = Accounting(
@@ -310,7 +313,7 @@ class Intake:
                 continue
             if not isinstance(event, Erasure) and event.ts_ms >= watermark_ms - self.lateness_ms:
                 window.begin(record.offset)
-                window.see(event)
+                window.see(event, _digest(event))
 
     def first_offset(self, partition: int) -> int | None:
         """Return where to read from to :meth:`remember` a partition.
@@ -356,13 +359,13 @@ class Intake:
 
     def _read(self, record: Record) -> Interaction | Retraction | Erasure:
         event = decode_interaction(record.value)
-        erasure = isinstance(event, Erasure)
-        user_id = event.erase_user if isinstance(event, Erasure) else event.user_id
-        if record.key != user_id.encode():
-            came = "none" if record.key is None else record.key.decode(errors="backslashreplace")
-            reason = f"key: want the record's key to be the user, {user_id}, got {came}"
-            raise BadEvent(reason, "$.erase_user" if erasure else "$.user_id")
-        if self.max_future_ms is not None and not isinstance(event, Erasure):
+        if isinstance(event, Erasure):
+            if record.key != event.erase_user.encode():
+                raise _wrong_key(record, event.erase_user, "$.erase_user")
+            return event
+        if record.key != event.user_id.encode():
+            raise _wrong_key(record, event.user_id, "$.user_id")
+        if self.max_future_ms is not None:
             ahead_ms = event.ts_ms - record.timestamp_ms
             if ahead_ms > self.max_future_ms:
                 reason = f"invalid: want at most {self.max_future_ms} ms ahead of the record"
@@ -424,6 +427,12 @@ class Intake:
                 window.swept_ms = window.watermark_ms
 
 
+def _wrong_key(record: Record, user_id: str, where: str) -> BadEvent:
+    came = "none" if record.key is None else record.key.decode(errors="backslashreplace")
+    reason = f"key: want the record's key to be the user, {user_id}, got {came}"
+    return BadEvent(reason, where)
+
+
 def _dead_letter(record: Record, fault: BadEvent) -> DeadLetter:
     """Return a record with its fault, whose words may quote it at any length."""
     said = fault.reason[:_QUOTED], fault.where[:_QUOTED]
@@ -431,5 +440,8 @@ def _dead_letter(record: Record, fault: BadEvent) -> DeadLetter:
 
 
 def _digest(event: Interaction | Retraction) -> int:
-    """Return 32 bits of the content, the same however the JSON was written; for counting only."""
+    """Return 32 bits of the content, the same however the JSON was written; for counting only.
+
+    MessagePack, because it copies numbers where JSON has to write out their digits.
+    """
     return crc32(_canonical(event))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -34,6 +35,8 @@ SESSION_S: Final = 6.0
 
 _IDLE_S: Final = 0.1  # how soon a call to stop is heard
 _GATHER_S: Final = 0.01  # how long a transaction waits for more records than the first
+
+_NEW_OBJECTS: Final = 100_000  # more than the records of a transaction make and drop
 
 _log = logging.getLogger("tidegraph.stream")
 
@@ -117,6 +120,23 @@ def _superseding() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Have Python look for cycles of garbage less often than after every 700 new objects.
+
+    Records are no cycles, and to look through each batch of them in vain, and through all that the
+    process has loaded, takes a fifth of the time.
+    """
+    usual = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
+
+
 class StreamWorker:
     """Decides about the records of the partitions that its consumer group gives it.
 
@@ -182,11 +202,12 @@ class StreamWorker:
 
         """
         self._check_topics()
-        while not self._stop.is_set():
-            try:
-                self._follow()
-            except _Superseded as error:
-                _log.warning("%s; joining the group again", error)
+        with _collecting_seldom():
+            while not self._stop.is_set():
+                try:
+                    self._follow()
+                except _Superseded as error:
+                    _log.warning("%s; joining the group again", error)
 
     def _follow(self) -> None:
         """Work as one member of the group, until :meth:`stop`."""
@@ -324,11 +345,13 @@ class StreamWorker:
         self, producer: Producer, records: Sequence[Record], result: IntakeResult, typed_ms: bytes
     ) -> None:
         feedback, dead, late = (self._kafka.topic(topic) for topic in (FEEDBACK, DEAD, LATE))
-        headers: list[tuple[str, str | bytes | None]]
-        for origin, (key, value) in zip(result.origins, result.entries(), strict=True):
-            appended = b"%d" % origin.timestamp_ms
-            headers = [(APPENDED_MS, appended), (TYPED_MS, typed_ms)]
-            _produce(producer, feedback, value, key, origin.partition, headers)
+        headers: list[tuple[str, str | bytes | None]] = []
+        typed, appended_ms = (TYPED_MS, typed_ms), -1
+        for origin, event in zip(result.origins, result.feedback, strict=True):
+            if origin.timestamp_ms != appended_ms:  # else the same headers as before
+                appended_ms = origin.timestamp_ms
+                headers = [(APPENDED_MS, b"%d" % appended_ms), typed]
+            _produce(producer, feedback, encode(event), origin.key, origin.partition, headers)
         keys = {record.offset: record.key for record in records} if result.dead else {}
         for letter in result.dead:
             key = keys[letter.offset]

@@ -1,14 +1,14 @@
 # The learner: docker build -f deploy/images/learner.Dockerfile .
-# Without a GPU add --build-arg TORCH_INDEX=..., the index of PyTorch's builds for the CPU: the
+# Without a GPU add --build-arg PIP_EXTRA_INDEX_URL=..., the index of PyTorch's builds for the CPU: the
 # usual index brings CUDA, about 3 GB.
 FROM python:3.11-slim
 
-ARG TORCH_INDEX=""
+ARG PIP_EXTRA_INDEX_URL
 RUN useradd --system --create-home --uid 10001 tidegraph \
     && install -d -o tidegraph /var/lib/tidegraph
 WORKDIR /app
 COPY constraints.txt ./
-RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+RUN pip install --no-cache-dir -c constraints.txt \
     click confluent-kafka kafka-python msgspec numba numpy polars prometheus-client redis \
     river torch
 

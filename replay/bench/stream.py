@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,13 @@ import msgspec
 import numpy as np
 
 from replay.bench.measure import machine, medians, peak_rss_mb, show
-from replay.bench.system import append, borrowed, environment, own
+from replay.bench.system import append, borrowed, own
 from replay.bench.traffic import Traffic
 from replay.options import config_option
 from stream.errors import BadSettings, LogError
 from stream.intake import Accounting
 from stream.kafka import KafkaLog
-from stream.settings import Settings
+from stream.settings import Settings, as_environment
 from stream.worker import BatchDone, StreamWorker
 
 PEER: Final = "faust_agent"
@@ -156,7 +157,7 @@ def run_peer(settings: Settings, *, n_events: int, limit_s: float) -> dict[str, 
     try:
         ran = subprocess.run(
             command,
-            env=environment(settings),
+            env=os.environ | as_environment(settings),
             capture_output=True,
             text=True,
             check=False,

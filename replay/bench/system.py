@@ -25,7 +25,13 @@ from replay.player import Entry
 from stream import topics
 from stream.errors import LogError
 from stream.kafka import KafkaLog, librdkafka
-from stream.settings import KafkaSettings, RedisSettings, Settings, load_settings
+from stream.settings import (
+    KafkaSettings,
+    RedisSettings,
+    Settings,
+    as_environment,
+    load_settings,
+)
 from stream.topics import INTERACTIONS
 
 BATCH: Final = 8_192
@@ -88,24 +94,6 @@ def append(log: KafkaLog, entries: Sequence[Entry]) -> None:
         log.append(INTERACTIONS, entries[first : first + BATCH], timestamp_ms=0)
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """Return the environment of a process that is to have these very settings.
-
-    Examples
-    --------
-    >>> told = environment(Settings())
-    >>> told["TIDEGRAPH_KAFKA_SERVERS"], told["TIDEGRAPH_LEARNER_PORT"]
-    ('127.0.0.1:9092', '6067')
-
-    """
-    told = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGRAPH_")}
-    for section in msgspec.structs.fields(Settings):
-        for name, value in msgspec.structs.asdict(getattr(settings, section.name)).items():
-            text = ",".join(value) if isinstance(value, tuple) else str(value)
-            told[f"TIDEGRAPH_{section.name}_{name}".upper()] = text
-    return told
-
-
 @contextmanager
 def process(
     arguments: Sequence[str], settings: Settings, folder: Path, *, ready: Callable[[str], bool]
@@ -133,7 +121,7 @@ def process(
     with told.open("wb") as output:
         started = subprocess.Popen(
             [sys.executable, "-m", "tidegraph", *arguments],
-            env=environment(settings),
+            env=os.environ | as_environment(settings),
             stdout=output,
             stderr=output,
         )

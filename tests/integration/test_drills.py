@@ -54,8 +54,10 @@ def check(made: System, learner: Worker) -> None:
     until(lambda: made.committed() == len(records), "the stream workers to finish")
     assert made.accounting() == want.accounting
     want.accounting.check()
-    assert made.feedback() == want.feedback
     n_feedback = sum(map(len, want.feedback.values()))
+    # The end of a transaction reaches the partitions one after the other.
+    until(lambda: sum(map(len, made.feedback().values())) >= n_feedback, "the last transaction")
+    assert made.feedback() == want.feedback
     if not learner.is_running():
         learner.start()
     until(
