@@ -28,7 +28,7 @@ from stream.kafka import KafkaLog
 from stream.metrics import StreamMetrics
 from stream.settings import KafkaSettings, Settings, load_settings
 from stream.view import Window, moment, page, windows
-from stream.worker import BatchDone, StreamWorker
+from stream.worker import BatchDone, StreamWorker, collect_seldom
 
 TELL_S: Final = 1.0
 """How often the tables are told what was processed."""
@@ -99,6 +99,7 @@ class Ingest:
 
     def start(self) -> None:
         """Begin."""
+        collect_seldom()
         self._thread.start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 

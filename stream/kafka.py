@@ -76,6 +76,10 @@ def librdkafka(kafka: KafkaSettings) -> dict[str, Any]:
         "bootstrap.servers": ",".join(kafka.servers),
         "security.protocol": kafka.security,
         "reconnect.backoff.max.ms": 1_000,  # a broker that is back is found within a second
+        # A broker that went away is waited for at its address. To begin with the bootstrap servers
+        # anew, as is the default, makes librdkafka 2.16 forget a transaction that is being written,
+        # and the worker wait for it without end.
+        "metadata.recovery.strategy": "none",
         "log_level": 0,  # what matters comes as errors
     }
     if kafka.security.startswith("SASL"):
@@ -441,6 +445,7 @@ class KafkaLog:
                     # A topic that was just made, or a broker that just came back, is on its way.
                     if error.args[0].code() not in _ON_ITS_WAY or time.monotonic() > until_s:
                         raise
+                    self._admin = None  # it may remember a leader of before
                     time.sleep(0.05)
 
     def _producing(self) -> dict[str, Any]:

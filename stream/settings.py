@@ -103,7 +103,7 @@ class StreamSettings(_Section, frozen=True):
     lateness_s: Annotated[float, msgspec.Meta(ge=0)] = 3_600.0
     max_future_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
     group: str = "stream"
-    batch: Count = 4_096
+    batch: Count = 8_192
     watchdog_s: Positive = 60.0
     port: Port = 6066
 

@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 import uuid
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -36,7 +38,7 @@ SESSION_S: Final = 6.0
 _IDLE_S: Final = 0.1  # how soon a call to stop is heard
 _GATHER_S: Final = 0.01  # how long a transaction waits for more records than the first
 
-_NEW_OBJECTS: Final = 100_000  # more than the records of a transaction make and drop
+_NEW_OBJECTS: Final = 100_000  # more than a transaction's records are made of
 
 _log = logging.getLogger("tidegraph.stream")
 
@@ -80,7 +82,7 @@ class _Held:
     def new(self, records: list[Record]) -> list[Record]:
         """Return the records to decide about; those before them are remembered."""
         self.read_to = max(self.read_to, records[-1].offset + 1)
-        n_known = sum(record.offset < self.position for record in records)
+        n_known = bisect_left(records, self.position, key=attrgetter("offset"))
         if n_known and self.position == self._remember_to:
             self.intake.remember(records[0].partition, self._watermark_ms, records[:n_known])
         return records[n_known:]
@@ -120,21 +122,14 @@ def _superseding() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _collecting_seldom() -> Iterator[None]:
-    """Have Python look for cycles of garbage less often than after every 700 new objects.
+def collect_seldom() -> None:
+    """Have this process look for garbage in cycles less often than after every 700 new objects.
 
-    Records are no cycles, and to look through each batch of them in vain, and through all that the
-    process has loaded, takes a fifth of the time.
+    Records are no cycles. To look for some in each batch, and in all that is loaded, takes a fifth
+    of a worker's time.
     """
-    usual = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS, *usual[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
-        gc.unfreeze()
+    gc.set_threshold(_NEW_OBJECTS)
 
 
 class StreamWorker:
@@ -202,12 +197,11 @@ class StreamWorker:
 
         """
         self._check_topics()
-        with _collecting_seldom():
-            while not self._stop.is_set():
-                try:
-                    self._follow()
-                except _Superseded as error:
-                    _log.warning("%s; joining the group again", error)
+        while not self._stop.is_set():
+            try:
+                self._follow()
+            except _Superseded as error:
+                _log.warning("%s; joining the group again", error)
 
     def _follow(self) -> None:
         """Work as one member of the group, until :meth:`stop`."""

@@ -27,7 +27,7 @@ from stream.errors import BadSettings, LogError
 from stream.intake import Accounting
 from stream.kafka import KafkaLog
 from stream.settings import Settings, as_environment
-from stream.worker import BatchDone, StreamWorker
+from stream.worker import BatchDone, StreamWorker, collect_seldom
 
 PEER: Final = "faust_agent"
 
@@ -62,6 +62,7 @@ class Round:
             If that takes longer than the limit.
 
         """
+        collect_seldom()  # as the process of the worker does
         timer = threading.Timer(self._limit_s, self._worker.stop)
         timer.start()
         try:
