@@ -232,13 +232,14 @@ def test_every_worker_shows_the_counts_of_all_and_those_from_before(
     ):
         send(topics, interactions(1_000, first=1_000))
         for worker in (one, other):
-            assert worker.wait_for("minutes", 1_600).total() == 1_600
+            worker.wait_for("minutes", 1_600)
         assert one.counted("hours") == other.counted("hours")
         one.service.kill()
         send(topics, interactions(1_000, first=2_000))
+        wait_until(lambda: committed(topics).in_ == 3_000, WITHIN_S, "the one that is left")
+        # At least: faust's tables may count again what a killed worker had not marked as counted.
         other.wait_for("minutes", 2_400)
         assert other.stopped() == 0
-    assert committed(topics).in_ == 3_000
 
 
 @pytest.mark.slow
