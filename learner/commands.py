@@ -62,11 +62,13 @@ def learn(config: Path | None, start: str) -> None:
     from learner.metrics import serving
     from learner.worker import LearnerWorker
     from serving.redis_table import open_table
+    from stream.collecting import collect_seldom
     from stream.kafka import KafkaLog
 
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr
     )
+    collect_seldom()
     torch.set_num_threads(1)  # the matrices are small, and a forked child must not share a pool
     log = KafkaLog(settings.kafka, wait_s=0.02)
     try:

@@ -23,12 +23,13 @@ import faust
 from faust.exceptions import ProducerSendError
 from faust.web import Request, Response, View
 
+from stream.collecting import collect_seldom
 from stream.errors import BadSettings, TidegraphError, UserError
 from stream.kafka import KafkaLog
 from stream.metrics import StreamMetrics
 from stream.settings import KafkaSettings, Settings, load_settings
 from stream.view import Window, moment, page, windows
-from stream.worker import BatchDone, StreamWorker, collect_seldom
+from stream.worker import BatchDone, StreamWorker
 
 TELL_S: Final = 1.0
 """How often the tables are told what was processed."""

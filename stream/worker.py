@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -38,7 +37,6 @@ SESSION_S: Final = 6.0
 _IDLE_S: Final = 0.1  # how soon a call to stop is heard
 _GATHER_S: Final = 0.01  # how long a transaction waits for more records than the first
 
-_NEW_OBJECTS: Final = 100_000  # more than a transaction's records are made of
 
 _log = logging.getLogger("tidegraph.stream")
 
@@ -120,16 +118,6 @@ def _superseding() -> Iterator[None]:
         if error.args[0].code() in _SUPERSEDED:
             raise _Superseded(error.args[0].str()) from error
         raise
-
-
-def collect_seldom() -> None:
-    """Have this process look for garbage in cycles less often than after every 700 new objects.
-
-    Records are no cycles. To look for some in each batch, and in all that is loaded, takes a fifth
-    of a worker's time.
-    """
-    gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS)
 
 
 class StreamWorker:
