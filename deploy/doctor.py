@@ -19,7 +19,15 @@ import psutil
 CONSTRAINTS: Final = Path(__file__).parents[1] / "constraints.txt"
 """The versions that were tested together; only a checkout has them."""
 
-_NOT_FOR_EMBEDDED: Final = {"faust-streaming", "kafka-python", "redis", "implicit", "river"}
+_NOT_FOR_EMBEDDED: Final = {
+    "confluent-kafka",
+    "faust-streaming",
+    "implicit",
+    "kafka-python",
+    "prometheus-client",
+    "redis",
+    "river",
+}
 """Packages without which a replay in one process still runs, less a baseline or two."""
 
 _PROGRAMS: Final = {
@@ -29,6 +37,7 @@ _PROGRAMS: Final = {
     ),
     "docker": ("containers for tests and for a local system", "see the manual of Docker Engine"),
     "java": ("a local Kafka broker (Java 17 or newer)", "apt-get install default-jre-headless"),
+    "mvn": ("fetches that broker, once", "apt-get install maven"),
 }
 
 
