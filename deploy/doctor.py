@@ -194,7 +194,7 @@ def doctor(ctx: click.Context, *, as_json: bool) -> None:
         click.echo(f"tidegraph {metadata.version('tidegraph')}, Python {platform.python_version()}")
         click.echo(_describe(machine))
         for finding in packages + programs:
-            line = f"{finding.state:8} {finding.name:16} {finding.found:12} {finding.advice}"
+            line = f"{finding.state:8} {finding.name:17} {finding.found:12} {finding.advice}"
             click.echo(line.rstrip())
         click.echo(
             "Ready: the embedded run has all it needs."
