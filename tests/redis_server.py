@@ -139,7 +139,7 @@ def redis_sentinel(folder: Path) -> Iterator[Servers]:
                 len(watcher.sentinel_slaves("tide")) == 1
                 and not watcher.sentinel_slaves("tide")[0]["is_sdown"]
             ),
-            30.0,
+            120.0,
             "the sentinel to know master and replica",
         )
         url = f"redis+sentinel://127.0.0.1:{sentinel}/tide/0"
