@@ -74,6 +74,6 @@ def test_a_missing_package_that_the_embedded_run_needs_is_a_failure(
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 1
     assert (
-        "missing  no-such-package               pip install 'no-such-package>=1'" in result.output
+        "missing  no-such-package                pip install 'no-such-package>=1'" in result.output
     )
     assert "Not ready" in result.output
