@@ -22,6 +22,7 @@ from graph_store.snapshot import Described
 from serving.redis_table import TableInfo
 from stream.commits import Commit
 from stream.intake import Accounting
+from stream.options import config_option
 from stream.settings import load_settings
 from stream.topics import INTERACTIONS
 
@@ -503,13 +504,7 @@ def size(n_bytes: int) -> str:
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="TIDEGRAPH_CONFIG",
-    show_envvar=True,
-    help="TOML file with the settings; the environment goes over it.",
-)
+@config_option
 @click.option("--watch", is_flag=True, help="Stay, and look again every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
 @click.pass_context

@@ -22,6 +22,7 @@ from rich.table import Table
 from deploy.local import broker_listens, prepare_broker, prepare_redis, redis_listens
 from deploy.service import START_S, Service, free_port, listens, stop_all
 from stream.errors import BadSettings, ServiceFailed
+from stream.options import config_option
 from stream.settings import LearnerSettings, Settings, as_environment, load_settings
 
 QUICK_S: Final = 30.0
@@ -211,13 +212,7 @@ class Screen:
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="TIDEGRAPH_CONFIG",
-    show_envvar=True,
-    help="TOML file with the settings; the environment goes over it.",
-)
+@config_option
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),

@@ -7,33 +7,21 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from graph_store.snapshot import describe, list_snapshots, make_newest, read_snapshot
 from learner.saving import locked
 from stream.errors import BadSettings, BadSnapshot, TidegraphError
+from stream.options import config_option
 from stream.settings import load_settings
-
-_Command = TypeVar("_Command", bound=Callable[..., None])
-
-
-def _config_option(command: _Command) -> _Command:
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        envvar="TIDEGRAPH_CONFIG",
-        show_envvar=True,
-        help="TOML file with the settings; the environment goes over it.",
-    )(command)
 
 
 @click.command()
-@_config_option
+@config_option
 @click.option(
     "--from",
     "start",
@@ -125,7 +113,7 @@ def snapshot() -> None:
 
 
 @snapshot.command("list")
-@_config_option
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
 def list_(config: Path | None, *, as_json: bool) -> None:
     """Show the snapshots, newest first: number, age, size, events, positions, what is torn.
@@ -171,7 +159,7 @@ def list_(config: Path | None, *, as_json: bool) -> None:
 
 
 @snapshot.command()
-@_config_option
+@config_option
 def verify(config: Path | None) -> None:
     """Read every snapshot through and compare the checksums; ends with 1 if the newest is torn.
 
@@ -201,7 +189,7 @@ def verify(config: Path | None) -> None:
 
 @snapshot.command()
 @click.argument("number", type=click.IntRange(min=1))
-@_config_option
+@config_option
 @click.option("--yes", is_flag=True, help="Do it without asking.")
 def restore(number: int, config: Path | None, *, yes: bool) -> None:
     """Make snapshot NUMBER the newest, so that the learner starts from it.

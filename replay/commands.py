@@ -30,10 +30,11 @@ from replay.datasets import sample_path
 from replay.embedded import Replay, Stopped, Survey, survey
 from replay.experiment import SYSTEMS
 from replay.kafka import KafkaSource, check
-from replay.options import config_option, log_options, open_log
+from replay.options import log_options, open_log
 from replay.report import ReplayResult, build_report, table, write_report
 from stream.errors import BadOutput, BadSettings
 from stream.events import Kind
+from stream.options import config_option
 from stream.settings import Settings, load_settings
 from stream.typing_rules import load_rules
 

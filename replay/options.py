@@ -29,15 +29,6 @@ _OPTIONS = (
     click.option("--limit", type=click.IntRange(min=1), help="Read the first N events in time."),
 )
 
-config_option = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="TIDEGRAPH_CONFIG",
-    show_envvar=True,
-    help="TOML file with the settings; the environment goes over it.",
-)
-"""Where the settings of the processes are."""
-
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of :func:`replay.datasets.open_dataset`."""

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import click
 
+from stream.options import config_option
 from stream.settings import load_settings
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="TIDEGRAPH_CONFIG",
-    show_envvar=True,
-    help="TOML file with the settings; the environment goes over it.",
-)
+@config_option
 def stream(config: Path | None) -> None:
     """Type interactions as they come: run a stream worker until it is told to stop.
 

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import click
 
+from stream.options import config_option
 from stream.settings import load_settings
-
-_config = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="TIDEGRAPH_CONFIG",
-    show_envvar=True,
-    help="TOML file with the settings; the environment goes over it.",
-)
 
 
 @click.group()
@@ -28,7 +21,7 @@ def topics() -> None:
 
 
 @topics.command()
-@_config
+@config_option
 def create(config: Path | None) -> None:
     """Make the topics that are missing; those that are there stay as they are.
 
@@ -46,7 +39,7 @@ def create(config: Path | None) -> None:
 
 
 @topics.command()
-@_config
+@config_option
 @click.pass_context
 def check(context: click.Context, config: Path | None) -> None:
     """Tell what is wrong with the topics; ends with 1 where something is.

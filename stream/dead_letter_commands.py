@@ -35,6 +35,7 @@ from stream.dead_letters import (
 )
 from stream.fixes import Fixes, load_fixes
 from stream.kafka import KafkaLog
+from stream.options import config_option
 from stream.settings import Settings, load_settings
 from stream.topics import DEAD, INTERACTIONS
 
@@ -51,13 +52,7 @@ def _shared_options(command: _Command) -> _Command:
     """Say where the broker is and how to print: the same for each command."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts."),
-        click.option(
-            "--config",
-            type=click.Path(path_type=Path),
-            envvar="TIDEGRAPH_CONFIG",
-            show_envvar=True,
-            help="TOML file with the settings; the environment goes over it.",
-        ),
+        config_option,
     ):
         command = option(command)
     return command

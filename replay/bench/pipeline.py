@@ -21,7 +21,6 @@ from graph_store.snapshot import list_snapshots, read_snapshot
 from replay.bench.measure import machine, show
 from replay.bench.system import append, borrowed, cpu_s, own, scrape, wait_for, workers
 from replay.bench.traffic import Traffic, paced
-from replay.options import config_option
 from replay.player import Entry
 from serving.redis_table import open_table
 from serving.table import Reader
@@ -30,6 +29,7 @@ from stream.events import Interaction, decode_interaction, encode, read_feedback
 from stream.intake import Accounting, Intake
 from stream.kafka import KafkaLog
 from stream.log import MemoryLog, Record
+from stream.options import config_option
 from stream.settings import Settings
 from stream.topics import INTERACTIONS
 from stream.typing_rules import load_rules

@@ -22,11 +22,11 @@ import numpy as np
 from replay.bench.measure import machine, medians, peak_rss_mb, show
 from replay.bench.system import append, borrowed, own
 from replay.bench.traffic import Traffic
-from replay.options import config_option
 from stream.collecting import collect_seldom
 from stream.errors import BadSettings, LogError
 from stream.intake import Accounting
 from stream.kafka import KafkaLog
+from stream.options import config_option
 from stream.settings import Settings, as_environment
 from stream.worker import BatchDone, StreamWorker
 
