@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -99,7 +100,7 @@ class Watched:
         self.restarts = 0
         self._policy = Restarts()
         self._was_up = False
-        self._launched_s = self._asked_s = time.monotonic()
+        self._launched_s = self._asked_s = -math.inf
         self._again_s: float | None = None
 
     @property
@@ -124,10 +125,10 @@ class Watched:
         except psutil.Error:
             return None
 
-    def launch(self) -> None:
+    def launch(self, now_s: float) -> None:
         """Start it, without waiting for it."""
         if self.service is not None:
-            self._launched_s = time.monotonic()
+            self._launched_s = now_s
             self._again_s = None
             self.state = "starting"
             self.service.launch()
@@ -147,7 +148,7 @@ class Watched:
                 self._ended(service, now_s)
             elif now_s >= self._again_s and all(other.is_up for other in self.needs):
                 self.restarts += 1
-                self.launch()
+                self.launch(now_s)
             return
         waits = self.state == "starting"
         if waits or now_s - self._asked_s >= _HEALTH_S:
@@ -280,7 +281,7 @@ def _run(settings: Settings, data: Path, *, services_only: bool) -> None:
 
 def _start(programs: Sequence[Watched], running: list[Watched], screen: Screen) -> None:
     for program in programs:
-        program.launch()
+        program.launch(time.monotonic())
         running.append(program)
     _watch(running, screen, until=lambda: all(program.is_up for program in running))
 

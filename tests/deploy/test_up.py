@@ -32,50 +32,55 @@ http.server.HTTPServer(("127.0.0.1", {port}), http.server.BaseHTTPRequestHandler
 
 
 class Bench:
-    """Watched programs and a clock of their own."""
+    """Watched programs and a clock of their own, which runs as often as they are looked at."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.now_s = time.monotonic()
+        self.now_s = 0.0
+        self.started: list[Service] = []
 
     def program(self, name: str, code: str) -> Watched:
         port = free_port()
         command = [sys.executable, "-c", code.format(port=port)]
         answers: Callable[[], bool] = lambda: listens("127.0.0.1", port)
         service = Service(name, command, self.folder, answers=answers)
+        self.started.append(service)
         return Watched(name, f"127.0.0.1:{port}", service, answers)
 
+    def start(self, program: Watched) -> None:
+        program.launch(self.now_s)
+
     def until(self, program: Watched, condition: Callable[[], bool]) -> None:
-        """Look at a program, time flying, until something is true of it."""
+        """Look at a program until something is true of it."""
 
         def looked() -> bool:
-            self.now_s += 1.0
+            self.now_s += 0.1
             program.look(self.now_s)
             return condition()
 
-        wait_until(looked, 30.0, f"{program.name}, now {program.state}")
+        wait_until(looked, 120.0, f"{program.name}, now {program.state}")
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    for service in made.started:
+        service.kill()
 
 
 def test_a_program_that_is_killed_comes_back(bench: Bench) -> None:
     web = bench.program("web", SERVER)
     assert web.service is not None
-    web.launch()
-    try:
-        bench.until(web, lambda: web.is_up)
-        first = web.pid
-        assert (web.memory_mb or 0) > 1
-        web.service.kill()
-        assert web.pid is None
-        bench.until(web, lambda: web.is_up and web.pid is not None)
-        assert web.pid != first
-        assert web.restarts == 1
-    finally:
-        web.service.kill()
+    bench.start(web)
+    bench.until(web, lambda: web.is_up)
+    first = web.pid
+    assert (web.memory_mb or 0) > 1
+    web.service.kill()
+    assert web.pid is None
+    bench.until(web, lambda: web.is_up and web.pid is not None)
+    assert web.pid != first
+    assert web.restarts == 1
 
 
 def test_a_program_waits_for_what_it_needs_before_it_comes_back(bench: Bench) -> None:
@@ -83,25 +88,21 @@ def test_a_program_waits_for_what_it_needs_before_it_comes_back(bench: Bench) ->
     assert broker.service is not None
     assert worker.service is not None
     worker.needs = [broker]
-    worker.launch()
-    try:
-        bench.until(worker, lambda: worker.is_up)
-        worker.service.kill()
-        for _ in range(100):
-            bench.now_s += 1.0
-            worker.look(bench.now_s)
-        assert not worker.service.is_running()
-        broker.launch()
-        bench.until(broker, lambda: broker.is_up)
-        bench.until(worker, lambda: worker.is_up)
-    finally:
-        broker.service.kill()
-        worker.service.kill()
+    bench.start(worker)
+    bench.until(worker, lambda: worker.is_up)
+    worker.service.kill()
+    for _ in range(100):
+        bench.now_s += 1.0
+        worker.look(bench.now_s)
+    assert not worker.service.is_running()
+    bench.start(broker)
+    bench.until(broker, lambda: broker.is_up)
+    bench.until(worker, lambda: worker.is_up)
 
 
 def test_a_program_that_ends_again_and_again_is_given_up(bench: Bench) -> None:
     broken = bench.program("broken", "raise SystemExit('out of {port} reasons to live')")
-    broken.launch()
+    bench.start(broken)
     with pytest.raises(ServiceFailed, match=r"(?s)ended 5 times in a row.*status 1.*reasons"):
         bench.until(broken, lambda: False)
     assert broken.restarts == QUICK_ENDS - 1
@@ -109,7 +110,7 @@ def test_a_program_that_ends_again_and_again_is_given_up(bench: Bench) -> None:
 
 def test_a_program_that_was_asked_for_the_impossible_is_not_tried_again(bench: Bench) -> None:
     wrong = bench.program("wrong", "import sys; print('no rules {port}'); sys.exit(2)")
-    wrong.launch()
+    bench.start(wrong)
     with pytest.raises(ServiceFailed, match=r"(?s)wrong cannot start.*no rules"):
         bench.until(wrong, lambda: False)
     assert wrong.restarts == 0
@@ -118,7 +119,7 @@ def test_a_program_that_was_asked_for_the_impossible_is_not_tried_again(bench: B
 def test_what_was_there_before_is_left_alone_and_its_silence_is_seen(bench: Bench) -> None:
     there = True
     found = Watched("redis", "127.0.0.1:6379", None, lambda: there)
-    found.launch()
+    bench.start(found)
     assert found.is_up
     assert found.pid is found.memory_mb is None
     there = False
