@@ -171,6 +171,30 @@ class RedisSettings(_Section, frozen=True):
     namespace: str = "tidegraph"
 
 
+class ServingSettings(_Section, frozen=True):
+    """The API.
+
+    Parameters
+    ----------
+    host, port
+        Where it listens; port 0 takes any free one.
+    workers
+        Processes that share the port; each holds the items in memory.
+    stale_s
+        When nothing was published for so long, answers are marked stale and the probe for
+        readiness fails.
+    exact_up_to
+        Items up to which every list is exact; beyond, candidates come from an index.
+
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    workers: Count = 1
+    stale_s: Positive = 60.0
+    exact_up_to: Count = 200_000
+
+
 class Settings(_Section, frozen=True):
     """Everything that a process can be told.
 
@@ -187,6 +211,7 @@ class Settings(_Section, frozen=True):
     stream: StreamSettings = StreamSettings()
     learner: LearnerSettings = LearnerSettings()
     redis: RedisSettings = RedisSettings()
+    serving: ServingSettings = ServingSettings()
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -195,8 +220,8 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     Parameters
     ----------
     path
-        TOML with the tables ``[kafka]``, ``[stream]``, ``[learner]`` and ``[redis]``; ``None``
-        takes what ``TIDEGRAPH_CONFIG`` names, or else the defaults.
+        TOML with the tables ``[kafka]``, ``[stream]``, ``[learner]``, ``[redis]`` and
+        ``[serving]``; ``None`` takes what ``TIDEGRAPH_CONFIG`` names, or else the defaults.
     environ
         Looked through for ``TIDEGRAPH_<TABLE>_<KEY>``; lists are separated by commas.
 
