@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "status": Place("deploy.status", "status", "Tell on one screen how the system is doing."),
     "doctor": Place("deploy.doctor", "doctor", "Tell what is installed and what is missing."),
-    "bench": Place("replay.bench", "bench", "Measure a room beside its peers."),
+    "bench": Place("deploy.bench", "bench", "Measure a room beside its peers."),
 }
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 from click.testing import CliRunner
 
-from replay.bench import bench
+from deploy.bench import bench
 from replay.bench.graph import Zipf, event_stream
 
 

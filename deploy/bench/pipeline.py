@@ -16,11 +16,12 @@ import msgspec
 import numpy as np
 import psutil
 
+from deploy.bench.system import append, borrowed, cpu_s, own, scrape, workers
+from deploy.bench.traffic import Traffic, paced
+from deploy.service import wait_until
 from graph_store.graph import GraphConfig, TemporalGraph
 from graph_store.snapshot import list_snapshots, read_snapshot
 from replay.bench.measure import machine, show
-from replay.bench.system import append, borrowed, cpu_s, own, scrape, wait_for, workers
-from replay.bench.traffic import Traffic, paced
 from replay.player import Entry
 from serving.redis_table import open_table
 from serving.table import Reader
@@ -112,7 +113,7 @@ def at_once(
     log = KafkaLog(settings.kafka)
     with workers(settings, folder) as processes:
         append(log, entries[:WARM_UP])
-        wait_for(lambda: _learned_all(log, settings), DRAIN_S, "the first events to be learned")
+        wait_until(lambda: _learned_all(log, settings), DRAIN_S, "the first events to be learned")
         used = cpu_s(processes)
         began = time.perf_counter()
         append(log, entries[WARM_UP:])
@@ -123,7 +124,7 @@ def at_once(
         # With several partitions the newest event need not be the last one to be learned.
         while not (reader.users([user]).ids and _learned_all(log, settings)):
             if time.perf_counter() - began > DRAIN_S:
-                wait_for(lambda: False, 0.0, f"the row of the last of {n_events} events")
+                wait_until(lambda: False, 0.0, f"the row of the last of {n_events} events")
             time.sleep(0.02)
         wall_s = time.perf_counter() - began
         used = {name: each - used[name] for name, each in cpu_s(processes).items()}
@@ -190,13 +191,13 @@ def steady(settings: Settings, folder: Path, *, rate: float, seconds: float) -> 
     with workers(settings, folder) as processes:
         start_ms = int(time.time() * 1_000)
         paced(traffic, plainly, rate=rate, seconds=warm, start_ms=start_ms)
-        wait_for(lambda: _learned_all(log, settings), DRAIN_S, "the first events to be learned")
+        wait_until(lambda: _learned_all(log, settings), DRAIN_S, "the first events to be learned")
         before, used = scrape(settings.learner.port), cpu_s(processes)
         start_ms, began = int(time.time() * 1_000), time.perf_counter()
         with probes.looking():
             sent = paced(traffic, with_probes, rate=rate, seconds=seconds, start_ms=start_ms)
             wall_s = time.perf_counter() - began
-            wait_for(lambda: not probes.waiting, 30.0, "the rows of the last events")
+            wait_until(lambda: not probes.waiting, 30.0, "the rows of the last events")
         after = scrape(settings.learner.port)
         used = {name: each - used[name] for name, each in cpu_s(processes).items()}
     log.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from replay.bench.faust_agent import Typing
-from replay.bench.traffic import Traffic, paced
+from deploy.bench.faust_agent import Typing
+from deploy.bench.traffic import Traffic, paced
 from replay.clock import ManualClock
 from replay.player import Entry
 from stream.events import decode_interaction

@@ -19,9 +19,9 @@ import click
 import msgspec
 import numpy as np
 
+from deploy.bench.system import append, borrowed, own
+from deploy.bench.traffic import Traffic
 from replay.bench.measure import machine, medians, peak_rss_mb, show
-from replay.bench.system import append, borrowed, own
-from replay.bench.traffic import Traffic
 from stream.collecting import collect_seldom
 from stream.errors import BadSettings, LogError
 from stream.intake import Accounting
@@ -155,7 +155,7 @@ def run_peer(settings: Settings, *, n_events: int, limit_s: float) -> dict[str, 
         If it fails.
 
     """
-    command = [sys.executable, "-m", "replay.bench.faust_agent", str(n_events), str(limit_s)]
+    command = [sys.executable, "-m", "deploy.bench.faust_agent", str(n_events), str(limit_s)]
     try:
         ran = subprocess.run(
             command,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from replay.bench import bench
-from replay.bench.stream import Sampler
+from deploy.bench import bench
+from deploy.bench.stream import Sampler
 from stream.settings import KafkaSettings
 
 
