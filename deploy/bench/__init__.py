@@ -30,6 +30,9 @@ _BENCHES: Final = {
     "pipeline": _Bench(
         "deploy.bench.pipeline", "From a record to a row in Redis: rate, freshness, memory."
     ),
+    "serving": _Bench(
+        "deploy.bench.serving", "The API: rates, latencies, freshness, a large catalogue."
+    ),
 }
 
 
@@ -63,4 +66,5 @@ def bench() -> None:
         tidegraph bench learner --json
         tidegraph bench stream --json
         tidegraph bench pipeline --json
+        tidegraph bench serving --json
     """

@@ -113,7 +113,7 @@ def at_once(
     log = KafkaLog(settings.kafka)
     with workers(settings, folder) as processes:
         append(log, entries[:WARM_UP])
-        wait_until(lambda: _learned_all(log, settings), DRAIN_S, "the first events to be learned")
+        wait_until(lambda: learned_all(log, settings), DRAIN_S, "the first events to be learned")
         used = cpu_s(processes)
         began = time.perf_counter()
         append(log, entries[WARM_UP:])
@@ -122,7 +122,7 @@ def at_once(
         reader = open_table(settings.redis).reader()
         user = (last[0] or b"").decode()
         # With several partitions the newest event need not be the last one to be learned.
-        while not (reader.users([user]).ids and _learned_all(log, settings)):
+        while not (reader.users([user]).ids and learned_all(log, settings)):
             if time.perf_counter() - began > DRAIN_S:
                 wait_until(lambda: False, 0.0, f"the row of the last of {n_events} events")
             time.sleep(0.02)
@@ -191,7 +191,7 @@ def steady(settings: Settings, folder: Path, *, rate: float, seconds: float) -> 
     with workers(settings, folder) as processes:
         start_ms = int(time.time() * 1_000)
         paced(traffic, plainly, rate=rate, seconds=warm, start_ms=start_ms)
-        wait_until(lambda: _learned_all(log, settings), DRAIN_S, "the first events to be learned")
+        wait_until(lambda: learned_all(log, settings), DRAIN_S, "the first events to be learned")
         before, used = scrape(settings.learner.port), cpu_s(processes)
         start_ms, began = int(time.time() * 1_000), time.perf_counter()
         with probes.looking():
@@ -300,7 +300,7 @@ def _typed_all(log: KafkaLog, settings: Settings) -> bool:
     return _waiting(log, settings) == 0
 
 
-def _learned_all(log: KafkaLog, settings: Settings) -> bool:
+def learned_all(log: KafkaLog, settings: Settings) -> bool:
     """Tell whether every record was typed, learned, and published."""
     if not _typed_all(log, settings):
         return False
