@@ -280,7 +280,7 @@ def test_the_watchdog_ends_a_process_that_does_not_get_on(tmp_path: Path) -> Non
     with broker:
         create(kafka)
         with running(Worker(kafka, tmp_path, watchdog_s=5.0, batch=16)) as worker:
-            wait_until(lambda: worker.json("/state/").get("tables_ready"), WITHIN_S, "the tables")
+            wait_until(lambda: bool(worker.json("/state/").get("tables_ready")), WITHIN_S, "tables")
             send(kafka, interactions(20_000))  # a thousand transactions: most are still to come
             wait_until(lambda: worker.json("/state/").get("lag", 0) > 0, WITHIN_S, "a batch")
             with frozen(broker):
