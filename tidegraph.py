@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from stream.errors import TidegraphError, UserError
+from stream.settings import Settings
 
 
 class Place(NamedTuple):
@@ -23,7 +24,12 @@ COMMANDS = {
     "replay": Place("replay.commands", "replay", "Replay a log and compare online with offline."),
     "validate": Place("replay.validate", "validate", "Tell what is wrong with a log."),
     "classify": Place("replay.classify", "classify", "Show what a rule set makes of a log."),
+    "serve": Place("serving.commands", "serve", "Answer requests over HTTP."),
     "embeddings": Place("serving.commands", "embeddings", "Look at the published embeddings."),
+    "keys": Place("serving.key_commands", "keys", "Make, list and revoke keys of the API."),
+    "experiment": Place(
+        "serving.experiments.commands", "experiment", "Compare models or settings on real users."
+    ),
     "up": Place("deploy.up", "up", "Run the whole system on this machine."),
     "topics": Place("stream.commands", "topics", "Make the topics on the broker, or check them."),
     "stream": Place("stream.app_command", "stream", "Run a stream worker."),
@@ -83,13 +89,22 @@ class Rooms(click.Group):
 
 @click.group(cls=Rooms, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tidegraph", message="%(prog)s %(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Learn from every interaction seconds after it happens, and replay logs to prove it.
 
     \b
     Example:
         tidegraph replay --dataset kuairand-pure --out out/demo
     """
+    context.obj = _demo
+
+
+def _demo(settings: Settings) -> None:
+    """Run what `tidegraph serve --demo` asks for: it takes rooms above the one that serves."""
+    from deploy.demo import demonstrate
+
+    demonstrate(settings)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.service import listens
 from graph_store.snapshot import Described, describe, list_snapshots
+from learner.saving import snapshot_key
 from serving.redis_table import TableInfo, open_table
 from stream.commits import Commit, read_commits
 from stream.errors import BadSnapshot, LogError, TidegraphError
 from stream.kafka import KafkaLog, kafka_python, kafka_python_told
 from stream.log import Positions
-from stream.settings import KafkaSettings, Settings
+from stream.settings import KafkaSettings, LearnerSettings, Settings
 from stream.topics import TOPICS
 
 _ANSWER_S: Final = 3.0
@@ -170,7 +171,7 @@ def read(settings: Settings) -> Readings:
         stream = pool.submit(_metrics, settings.stream.port, "stream")
         learner = pool.submit(_metrics, settings.learner.port, "learn")
         table = pool.submit(_table, settings)
-        snapshot = pool.submit(_snapshot, Path(settings.learner.snapshots))
+        snapshot = pool.submit(_snapshot, settings.learner)
         broker, topics, commits = kafka.result()
         return Readings(
             at_s=time.time(),
@@ -278,13 +279,13 @@ def _table(settings: Settings) -> TableInfo | Down:
     )
 
 
-def _snapshot(folder: Path) -> Described | Down:
+def _snapshot(settings: LearnerSettings) -> Described | Down:
     remedy = "a learner writes the first one after learner.snapshot_s; is it running, and here?"
 
     def newest(folder: Path) -> Described:
         there = list_snapshots(folder)
         if not there:
             raise BadSnapshot(f"no snapshot in {folder}")
-        return describe(there[0])
+        return describe(there[0], key=snapshot_key(settings))
 
-    return _asked(newest, folder, remedy)
+    return _asked(newest, Path(settings.snapshots), remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import ssl
 import sys
 import time
 import urllib.request
@@ -24,7 +25,13 @@ from deploy.local import broker_listens, prepare_broker, prepare_redis, redis_li
 from deploy.service import START_S, Service, free_port, listens, stop_all
 from stream.errors import BadSettings, ServiceFailed
 from stream.options import config_option
-from stream.settings import LearnerSettings, Settings, as_environment, load_settings
+from stream.settings import (
+    LearnerSettings,
+    ServingSettings,
+    Settings,
+    as_environment,
+    load_settings,
+)
 
 QUICK_S: Final = 30.0
 """A program that ran for less than this when it ended, ended quickly."""
@@ -223,7 +230,7 @@ class Screen:
 )
 @click.option("--services", is_flag=True, help="Kafka and Redis alone: no topics, no workers.")
 def up(config: Path | None, data: Path, *, services: bool) -> None:
-    """Run the whole system here: Kafka, Redis, a stream worker and a learner.
+    """Run the whole system here: Kafka, Redis, a stream worker, a learner and the API.
 
     A Kafka or Redis that answers at the address in the settings is used, and left running. Else one
     is started: in a container, or from programs of this machine. `ready` means that all of them
@@ -257,6 +264,7 @@ def _run(settings: Settings, data: Path, *, services_only: bool) -> None:
     workers = [
         Watched("stream", *_worker("stream", settings.stream.port, environment, logs), services),
         Watched("learn", *_worker("learn", settings.learner.port, environment, logs), services),
+        Watched("serve", *_api(settings.serving, environment, logs)),  # needs none of the others
     ]
     for program in services:
         if program.service is not None:
@@ -305,21 +313,42 @@ def _worker(
 ) -> tuple[str, Service, Callable[[], bool]]:
     """Return the address of a worker, the program, and what tells whether it is well."""
     url = f"http://127.0.0.1:{port}"
+    return _program(command, url, lambda: _page_answers(f"{url}/metrics"), environment, logs)
+
+
+def _api(
+    settings: ServingSettings, environment: dict[str, str], logs: Path
+) -> tuple[str, Service, Callable[[], bool]]:
+    """Return the same of the API, which may listen anywhere, and with TLS."""
+    from serving.server import address  # only here: it brings the server along
+
+    url = address(settings)
+    return _program("serve", url, lambda: _page_answers(f"{url}/healthz"), environment, logs)
+
+
+def _program(
+    command: str,
+    url: str,
+    answers: Callable[[], bool],
+    environment: dict[str, str],
+    logs: Path,
+) -> tuple[str, Service, Callable[[], bool]]:
+    arguments = [sys.executable, "-m", "tidegraph", command]
+    log = logs / f"{command}.log"
     service = Service(
-        command,
-        [sys.executable, "-m", "tidegraph", command],
-        Path.cwd(),
-        answers=lambda: _page_answers(f"{url}/metrics"),
-        log=logs / f"{command}.log",
-        environment=environment,
+        command, arguments, Path.cwd(), answers=answers, log=log, environment=environment
     )
-    return url, service, service.answers
+    return url, service, answers
 
 
 def _with_ports(settings: Settings, data: Path) -> Settings:
     """Fill in what must be known before the workers start: free ports, and where snapshots go."""
-    stream, learner = settings.stream, settings.learner
-    for name, port in (("stream.port", stream.port), ("learner.port", learner.port)):
+    stream, learner, serving = settings.stream, settings.learner, settings.serving
+    for name, port in (
+        ("stream.port", stream.port),
+        ("learner.port", learner.port),
+        ("serving.port", serving.port),
+    ):
         if port and listens("127.0.0.1", port):
             raise BadSettings(
                 f"{name} {port} is in use: stop the other `tidegraph up`, or set another port"
@@ -333,12 +362,17 @@ def _with_ports(settings: Settings, data: Path) -> Settings:
         learner=msgspec.structs.replace(
             learner, port=learner.port or free_port(), snapshots=snapshots
         ),
+        serving=msgspec.structs.replace(serving, port=serving.port or free_port()),
     )
 
 
 def _page_answers(url: str) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is not secrets we send
     try:
-        with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - an address of ours
+        with urllib.request.urlopen(  # noqa: S310 - an address of ours
+            url, timeout=2.0, context=context
+        ) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -18,6 +18,9 @@ _MAX_EXPONENT: Final = 256.0
 _MAX_PAIR_EXPONENT: Final = 48.0
 """The same for pairs, whose weights are 32-bit floats."""
 
+_ROUNDING: Final = np.float32(1e-5)
+"""What is left of a pair below this share of what was taken from it is rounding."""
+
 _TINY: Final = np.float32(1e-30)
 """Keeps a list whose every pair has decayed to nothing from dividing nothing by nothing."""
 
@@ -80,6 +83,13 @@ class DecayedCounts:
             self._sums[:, h] *= 2.0 ** -ahead[h]
             self._reference_ms[h] = newest
         _add_decayed(rows, ts_ms, amounts, self._sums, self.half_lives_ms, self._reference_ms)
+
+    def take_back(
+        self, rows: NDArray[np.int64], ts_ms: NDArray[np.int64], amounts: NDArray[np.float64]
+    ) -> None:
+        """Undo :meth:`add`, but for rounding, which never leaves less than nothing."""
+        self.add(rows, ts_ms, -amounts)
+        self._sums[rows] = np.maximum(self._sums[rows], 0.0)
 
     def decay_to(self, at_ms: int) -> NDArray[np.float64]:
         """Return the factors (H,) that carry the stored sums to ``at_ms``."""
@@ -196,6 +206,72 @@ def _add_visits(
 
 
 @njit(cache=True)
+def _take_pair(
+    source: int,
+    other: int,
+    weight: np.float32,
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    lists: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    classes: NDArray[np.int8],
+    mass: NDArray[np.float32],
+) -> None:
+    """Take from one directed pair, and from its item's mass, what it still has of ``weight``."""
+    start = starts[source]
+    last = start + sizes[source] - 1
+    for slot in range(start, last + 1):
+        if others[slot] != other:
+            continue
+        left = weights[slot] - weight
+        if left > _ROUNDING * weight:
+            weights[slot] = left
+            mass[source] = max(mass[source] - weight, left)
+            return
+        mass[source] = max(mass[source] - weights[slot], np.float32(0.0))
+        others[slot], weights[slot] = others[last], weights[last]
+        others[last], weights[last] = 0, 0.0
+        sizes[source] -= 1
+        if sizes[source] == 0:
+            mass[source] = 0.0
+            give_block(start, classes[source], lists, others)
+            starts[source] = classes[source] = 0
+        return
+
+
+@njit(cache=True)
+def _take_visits(
+    items: NDArray[np.int64],
+    ts_ms: NDArray[np.int64],
+    history: NDArray[np.int64],
+    history_ts_ms: NDArray[np.int64],
+    half_life_ms: int,
+    gap_ms: int,
+    reference_ms: int,
+    others: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    lists: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    classes: NDArray[np.int8],
+    mass: NDArray[np.float32],
+) -> None:
+    """Undo :func:`_add_visits`."""
+    for n in range(items.shape[0]):
+        item = items[n]
+        scale = 2.0 ** ((ts_ms[n] - reference_ms) / half_life_ms)
+        for k in range(history.shape[1]):
+            before = history[n, k]
+            if before < 0 or before == item:
+                continue
+            near = 1.0 / (1.0 + (ts_ms[n] - history_ts_ms[n, k]) / gap_ms)
+            weight = np.float32(scale * near)
+            _take_pair(before, item, weight, others, weights, lists, starts, sizes, classes, mass)
+            _take_pair(item, before, weight, others, weights, lists, starts, sizes, classes, mass)
+
+
+@njit(cache=True)
 def _gather(
     history: NDArray[np.int64],
     trust: NDArray[np.float32],
@@ -281,25 +357,19 @@ def _sort_lists(
     others: NDArray[np.int32],
     weights: NDArray[np.float32],
     starts: NDArray[np.int64],
-    mass: NDArray[np.float32],
     partners: NDArray[np.int64],
-    cosines: NDArray[np.float32],
+    sorted_weights: NDArray[np.float32],
 ) -> None:
-    """Fill in the partners of each item and their cosines, strongest first."""
+    """Fill in the partners of each item and the weights of the pairs, strongest first."""
     for n in range(items.shape[0]):
         first, size = pointers[n], pointers[n + 1] - pointers[n]
         if size == 0:
             continue
         start = starts[items[n]]
-        found = np.empty(size, np.float32)
-        for slot in range(size):
-            # Root by root: the product of two masses may be more than a 32-bit float holds.
-            root = np.sqrt(mass[items[n]] + _TINY) * np.sqrt(mass[others[start + slot]] + _TINY)
-            found[slot] = weights[start + slot] / root
-        order = np.argsort(-found, kind="mergesort")  # stable
+        order = np.argsort(-weights[start : start + size], kind="mergesort")  # stable
         for slot in range(size):
             partners[first + slot] = others[start + order[slot]]
-            cosines[first + slot] = found[order[slot]]
+            sorted_weights[first + slot] = weights[start + order[slot]]
 
 
 class Covisitation:
@@ -384,6 +454,26 @@ class Covisitation:
                 self.half_life_ms, self.gap_ms, self._reference_ms, *self._arrays(),
             )  # fmt: skip
 
+    def take_back(
+        self,
+        items: NDArray[np.int64],
+        ts_ms: NDArray[np.int64],
+        history: NDArray[np.int64],
+        history_ts_ms: NDArray[np.int64],
+    ) -> None:
+        """Undo :meth:`add`, as far as the pairs are still in their lists.
+
+        A pair that gave its place to a newcomer left it its weight, which cannot be told from the
+        newcomer's any more.
+        """
+        if items.size == 0 or self._reference_ms is None:
+            return
+        self._grow(int(max(items.max(), history.max(initial=-1))) + 1)
+        _take_visits(
+            items, ts_ms, history, history_ts_ms, self.half_life_ms, self.gap_ms,
+            self._reference_ms, *self._arrays(),
+        )  # fmt: skip
+
     def add_log(
         self,
         scores: NDArray[np.float32],
@@ -432,23 +522,39 @@ class Covisitation:
 
     def neighbours(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return one item's partners and their cosines, strongest first."""
-        _, others, cosines = self.lists(np.array([item]))
-        return others, cosines
+        _, others, weights = self.lists(np.array([item]))
+        if others.size == 0:
+            return others, weights
+        # Root by root: the product of two masses may be more than a 32-bit float holds.
+        cosines = weights / np.sqrt(self._mass[item] + _TINY) / np.sqrt(self._mass[others] + _TINY)
+        order = np.argsort(-cosines, kind="stable")
+        return others[order], cosines[order]
 
     def lists(
-        self, items: NDArray[np.int64]
+        self, items: NDArray[np.int64], *, at_ms: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Return the partners of many items, strongest first, as CSR: pointers, items, cosines."""
+        """Return the partners of many items, strongest first, as CSR: pointers, items, weights.
+
+        Weights are those of the pairs alone, as of ``at_ms``: a pair's cosine is its weight over
+        the root of both :meth:`masses` at the same time. Without a time they are as they are
+        stored, which is enough to compare them.
+        """
         known = (items >= 0) & (items < self._sizes.shape[0])
         sizes = np.where(known, self._sizes[np.where(known, items, 0)], 0) if known.any() else 0
         pointers = np.zeros(items.shape[0] + 1, np.int64)
         np.cumsum(np.broadcast_to(sizes, items.shape), out=pointers[1:])
         others = np.empty(pointers[-1], np.int64)
-        cosines = np.empty(pointers[-1], np.float32)
-        _sort_lists(
-            items, pointers, self._others, self._weights, self._starts, self._mass, others, cosines
-        )
-        return pointers, others, cosines
+        weights = np.empty(pointers[-1], np.float32)
+        _sort_lists(items, pointers, self._others, self._weights, self._starts, others, weights)
+        if at_ms is not None:
+            weights = (weights * self._decay_to(at_ms)).astype(np.float32)
+        return pointers, others, weights
+
+    def masses(self, at_ms: int, n_items: int) -> NDArray[np.float64]:
+        """Return the mass (n_items,) of the first items at a time: the sum of all of its pairs."""
+        self._grow(n_items)
+        masses: NDArray[np.float64] = self._mass[:n_items] * np.float64(self._decay_to(at_ms))
+        return masses
 
     @property
     def n_bytes(self) -> int:
@@ -480,6 +586,12 @@ class Covisitation:
         self._classes = np.array(state["classes"])
         self._mass = np.array(state["mass"])
         self._scratch = np.zeros(self._mass.shape, np.float32)
+
+    def _decay_to(self, at_ms: int) -> float:
+        """Return the factor that carries what is stored to a time."""
+        if self._reference_ms is None:
+            return 1.0
+        return float(2.0 ** ((self._reference_ms - at_ms) / self.half_life_ms))
 
     def _grow(self, n_items: int) -> None:
         self._starts = with_room(self._starts, n_items)

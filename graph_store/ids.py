@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from graph_store.memory import grown
+from graph_store.memory import grown, with_room
 from stream.errors import BadSnapshot, TidegraphError
 
 Counters = NDArray[np.int64]
@@ -152,11 +152,12 @@ def _expire(
     table: NDArray[np.uint64],
     spans: NDArray[np.void],
     pool: NDArray[np.uint8],
-    free: NDArray[np.int64],
     count: Counters,
-) -> None:
-    """Forget the ids of ``rows``; a row that has none is passed over."""
+    nameless: NDArray[np.int64],
+) -> int:
+    """Forget the ids of ``rows``; fill in and count those that had one, and have none now."""
     mask = table.shape[0] - 1
+    n_nameless = 0
     for row in rows:
         if row < 0 or row >= count[N_ROWS] or spans[row].length == FREE:
             continue
@@ -174,10 +175,12 @@ def _expire(
                 hole = slot
         table[hole] = _NOTHING
         spans[row].length = FREE
-        free[count[N_FREE]] = row
-        count[N_FREE] += 1
+        pool[start : start + length] = 0
+        nameless[n_nameless] = row
+        n_nameless += 1
         count[N_LIVE] -= 1
         count[LIVE_BYTES] -= length
+    return n_nameless
 
 
 @njit(cache=True)
@@ -251,8 +254,8 @@ class Ids:
     """External ids and their rows: one hash table over one pool of text.
 
     A row is given at first sight, in order, and stays until it expires; an expired row is
-    given to the next new id, the latest expired first. Which row an id gets is therefore a
-    function of the calls alone.
+    given to the next new id, the latest expired first; an erased one to nobody. Which row an id
+    gets is therefore a function of the calls alone.
 
     Notes
     -----
@@ -368,13 +371,31 @@ class Ids:
         Rows without an id are passed over. Whoever holds something under these rows (edges,
         parameters, counts) must drop it before the next :meth:`rows`.
         """
-        rows = np.ascontiguousarray(rows, np.int64)
-        room = int(self._count[N_FREE]) + rows.size
-        if room > self._free.size:
-            free = np.empty(room + room // 4, np.int64)
-            free[: self._free.size] = self._free
-            self._free = free
-        _expire(rows, self._table, self._spans, self._pool, self._free, self._count)
+        expired = self._take_names(rows)
+        n_free = int(self._count[N_FREE])
+        self._free = with_room(self._free, n_free + expired.size)
+        self._free[n_free : n_free + expired.size] = expired
+        self._count[N_FREE] += expired.size
+
+    def erase(self, rows: NDArray[np.int64]) -> None:
+        """Forget the ids of ``rows``, and never give these rows out again.
+
+        So whoever still holds something under them holds it of nobody. Rows without an id are
+        passed over.
+
+        Examples
+        --------
+        >>> ids = Ids()
+        >>> ids.erase(ids.rows(["u7"]))
+        >>> ids.rows(["u7"]).tolist(), ids.named().tolist()
+        ([1], [1])
+
+        """
+        self._take_names(rows)
+
+    def named(self) -> NDArray[np.int64]:
+        """Return the rows that have an id, ascending."""
+        return np.flatnonzero(self._spans["length"][: len(self)] != FREE)
 
     def digests(self) -> NDArray[np.uint64]:
         """Return a 64-bit digest of each row's id, the same in every process; 0 without an id.
@@ -403,13 +424,16 @@ class Ids:
         """
         lengths, text, free = state["lengths"], state["text"], state["free"]
         used = np.maximum(lengths, 0).astype(np.int64)
-        n_live = int(np.count_nonzero(lengths != FREE))
-        n_free = lengths.size - n_live
-        if int(used.sum()) != text.size or not np.array_equal(
-            np.sort(free), np.flatnonzero(lengths == FREE)
+        nameless = np.flatnonzero(lengths == FREE)
+        n_live = lengths.size - nameless.size
+        distinct = np.unique(free)
+        if (
+            int(used.sum()) != text.size
+            or distinct.size != free.size
+            or not np.isin(distinct, nameless).all()
         ):
             raise BadSnapshot(
-                f"ids: want {int(used.sum())} bytes of text and {n_free} free rows for"
+                f"ids: want {int(used.sum())} bytes of text and up to {nameless.size} free rows for"
                 f" {lengths.size} rows, got {text.size} and {free.size}; use an older snapshot"
             )
         spans = np.zeros(max(lengths.size, 128), SPAN)
@@ -418,9 +442,16 @@ class Ids:
         self._spans = spans
         self._pool = np.array(text, np.uint8)
         self._free = np.array(free, np.int64)
-        self._count[:] = lengths.size, n_live, n_free, text.size, text.size
+        self._count[:] = lengths.size, n_live, free.size, text.size, text.size
         self._table = grown(np.zeros(0, np.uint64), _table_size(n_live))
         _fill_table(self._table, spans[: lengths.size], self._pool)
+
+    def _take_names(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Forget the ids of ``rows``, and return those that had one."""
+        rows = np.ascontiguousarray(rows, np.int64)
+        nameless = np.empty_like(rows)
+        n = _expire(rows, self._table, self._spans, self._pool, self._count, nameless)
+        return nameless[:n]
 
     def _make_room(self, length: int) -> None:
         """Grow whatever is full, so that one more id of ``length`` bytes fits."""

@@ -297,6 +297,35 @@ def remove(
 
 
 @njit(cache=True)
+def take_out(
+    nodes: Records, pool: Records, count: Counters, rows: NDArray[np.int64], other: int
+) -> Records:
+    """Take every edge between ``rows`` and ``other`` out; return them, with their row as other."""
+    taken = np.empty(0, pool.dtype)
+    for filling in (False, True):  # counts them first
+        n = 0
+        for row in rows:
+            if row < 0 or row >= nodes.shape[0]:
+                continue
+            start, kept = nodes[row].start, 0
+            for at in range(start, start + nodes[row].size):
+                if pool[at].other == other:
+                    if filling:
+                        taken[n] = pool[at]
+                        taken[n].other = row
+                    n += 1
+                elif filling:
+                    pool[start + kept] = pool[at]
+                    kept += 1
+            if filling:
+                count[STORED] -= nodes[row].size - kept
+                nodes[row].size = kept
+        if not filling:
+            taken = np.empty(n, pool.dtype)
+    return taken
+
+
+@njit(cache=True)
 def last_active(nodes: Records, pool: Records) -> NDArray[np.int64]:
     """Return the time of each row's newest edge, ``LONG_AGO`` where it has none."""
     last = np.full(nodes.shape[0], LONG_AGO, np.int64)

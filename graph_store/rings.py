@@ -89,6 +89,22 @@ class Rings:
         """Empty the rows marked in ``gone``, and drop edges to rows marked in ``gone_others``."""
         kernels.remove(self.nodes, self.pool, self.count, gone, gone_others)
 
+    def empty(self, row: int) -> NDArray[np.void]:
+        """Empty a row, and return the edges it had, oldest first."""
+        if row >= self.nodes.size:
+            return np.empty(0, EDGE)
+        node = self.nodes[row]
+        edges = self.pool[node["start"] : node["start"] + node["size"]].copy()
+        self.count[STORED] -= edges.size
+        self.count[RESERVED] -= node["capacity"]
+        node["size"] = node["capacity"] = 0
+        return edges
+
+    def take_out(self, rows: NDArray[np.int64], other: int) -> NDArray[np.void]:
+        """Take the edges of ``rows`` to ``other`` out; return them, with the row as ``other``."""
+        taken = kernels.take_out(self.nodes, self.pool, self.count, rows, other)
+        return np.asarray(taken)
+
     def state(self, oldest_ms: int) -> dict[str, Any]:
         """Return a copy of the edges, row by row and without slack."""
         packed = np.empty(int(self.count[STORED]), EDGE)

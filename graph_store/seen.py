@@ -168,6 +168,16 @@ class SeenItems:
         start = self._starts[user]
         return self._pool[start : start + self._sizes[user]].astype(np.int64)
 
+    def forget(self, user: int) -> NDArray[np.int64]:
+        """Empty one user's set, and return what was in it."""
+        items = self.of(user)
+        if items.size:
+            start, size_class = int(self._starts[user]), int(self._classes[user])
+            self._pool[start : start + items.size] = 0
+            give_block(start, size_class, self._lists, self._pool)
+            self._starts[user] = self._sizes[user] = self._classes[user] = 0
+        return items
+
     def before_each(
         self,
         users: NDArray[np.int64],

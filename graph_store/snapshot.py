@@ -3,7 +3,8 @@
 A snapshot is a folder with two files. ``arrays.bin`` holds the bytes of every array, one after
 the other; ``manifest.json`` the rest of the state, where each array lies, the SHA-256 of
 ``arrays.bin``, and the SHA-256 of itself. The folder is written under another name, flushed to
-disk, and renamed: it is there as a whole or not at all.
+disk, and renamed: it is there as a whole or not at all. With a key, both files are sealed as
+:mod:`graph_store.sealing` does it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_store.sealing import Opening, Sealing, is_sealed
 from stream.errors import BadOutput, BadSnapshot, TidegraphError
 
 State = dict[str, Any]
@@ -43,7 +46,9 @@ class Described(NamedTuple):
     state: State  # with descriptions in place of arrays
 
 
-def write_snapshot(root: Path, state: State, *, fingerprint: str, keep: int = 2) -> Path:
+def write_snapshot(
+    root: Path, state: State, *, fingerprint: str, keep: int = 2, key: bytes | None = None
+) -> Path:
     """Write ``state`` as the newest snapshot under ``root``, and return its folder.
 
     Parameters
@@ -56,6 +61,8 @@ def write_snapshot(root: Path, state: State, *, fingerprint: str, keep: int = 2)
         What the state belongs to: the input and the settings. Only who states the same reads it.
     keep
         How many snapshots to leave; older ones and unfinished ones are removed.
+    key
+        32 bytes with which it is encrypted; ``None`` writes it as it is.
 
     Raises
     ------
@@ -77,14 +84,14 @@ def write_snapshot(root: Path, state: State, *, fingerprint: str, keep: int = 2)
         number = int(before[0].name) + 1 if before else 1
         unfinished = root / f"{_UNFINISHED}{number:012d}"
         unfinished.mkdir()
-        size, digest = _write_arrays(unfinished / ARRAYS, arrays)
+        size, digest = _write_arrays(unfinished / ARRAYS, arrays, key)
         body = {
             "version": VERSION,
             "fingerprint": fingerprint,
             "files": {ARRAYS: {"bytes": size, "sha256": digest}},
             "state": tree,
         }
-        _write_manifest(unfinished / MANIFEST, body)
+        _write_manifest(unfinished / MANIFEST, body, key)
         _flush(unfinished)
         folder = unfinished.rename(root / f"{number:012d}")
         _flush(root)
@@ -98,7 +105,7 @@ def write_snapshot(root: Path, state: State, *, fingerprint: str, keep: int = 2)
     return folder
 
 
-def read_snapshot(folder: Path, *, fingerprint: str | None) -> State:
+def read_snapshot(folder: Path, *, fingerprint: str | None, key: bytes | None = None) -> State:
     """Return the state that a snapshot holds.
 
     Parameters
@@ -107,28 +114,31 @@ def read_snapshot(folder: Path, *, fingerprint: str | None) -> State:
         As :func:`list_snapshots` gives them.
     fingerprint
         As in :func:`write_snapshot`; ``None`` reads it whatever it belongs to.
+    key
+        That it was encrypted with; ``None`` if it was not.
 
     Raises
     ------
     BadSnapshot
-        If a file is missing, cut short or changed, or the snapshot is of another version or
-        belongs to something else.
+        If a file is missing, cut short or changed, or the snapshot is of another version, belongs
+        to something else, or was not encrypted with this key. With a key, one that is not
+        encrypted is refused: whoever can write to the folder could have put it there.
 
     """
-    body = _read_manifest(folder / MANIFEST)
+    body = _read_manifest(folder / MANIFEST, key)
     if fingerprint not in {None, body.get("fingerprint")}:
         raise BadSnapshot(
             f"{folder}: belongs to another log or other settings (fingerprint"
             f" {body.get('fingerprint')}, want {fingerprint}); resume what it was made from,"
             " or start anew in another folder"
         )
-    arrays = _read_arrays(folder / ARRAYS, body)
+    arrays = _read_arrays(folder / ARRAYS, body, key)
     state = _unpack(body["state"], arrays)
     assert isinstance(state, dict)
     return state
 
 
-def newest_whole(root: Path, *, fingerprint: str) -> State | None:
+def newest_whole(root: Path, *, fingerprint: str, key: bytes | None = None) -> State | None:
     """Return the state of the newest snapshot that is whole; None if there is no snapshot.
 
     One that is torn, tampered with, or belongs to something else is passed over for the one
@@ -143,7 +153,7 @@ def newest_whole(root: Path, *, fingerprint: str) -> State | None:
     refused: list[str] = []
     for folder in list_snapshots(root):
         try:
-            return read_snapshot(folder, fingerprint=fingerprint)
+            return read_snapshot(folder, fingerprint=fingerprint, key=key)
         except BadSnapshot as error:
             refused.append(str(error))
     if refused:
@@ -159,16 +169,22 @@ def list_snapshots(root: Path) -> list[Path]:
     return sorted(numbered, key=lambda folder: int(folder.name), reverse=True)
 
 
-def describe(folder: Path) -> Described:
+def describe(folder: Path, *, key: bytes | None = None) -> Described:
     """Look at a snapshot without reading its arrays.
+
+    Parameters
+    ----------
+    folder, key
+        As in :func:`read_snapshot`.
 
     Raises
     ------
     BadSnapshot
-        If the manifest is missing, cut short or changed, or the arrays are not of their size.
+        If the manifest is missing, cut short, changed or encrypted otherwise, or the arrays are
+        not of their size.
 
     """
-    body = _read_manifest(folder / MANIFEST)
+    body = _read_manifest(folder / MANIFEST, key)
     _check_size(folder / ARRAYS, body)
     try:
         status = (folder / MANIFEST).stat()
@@ -182,8 +198,15 @@ def describe(folder: Path) -> Described:
     )
 
 
-def make_newest(root: Path, number: int) -> Path:
+def make_newest(root: Path, number: int, *, key: bytes | None = None) -> Path:
     """Copy a snapshot so that it is the newest, and return the folder of the copy.
+
+    Parameters
+    ----------
+    root, number
+        Where, and which.
+    key
+        As in :func:`read_snapshot`.
 
     Raises
     ------
@@ -198,7 +221,7 @@ def make_newest(root: Path, number: int) -> Path:
     if chosen is None:
         known = ", ".join(str(int(folder.name)) for folder in there) or "none"
         raise BadSnapshot(f"{root}: want one of the snapshots there ({known}), got {number}")
-    read_snapshot(chosen, fingerprint=None)
+    read_snapshot(chosen, fingerprint=None, key=key)
     newest = int(there[0].name) + 1
     unfinished = root / f"{_UNFINISHED}{newest:012d}"
     try:
@@ -213,6 +236,30 @@ def make_newest(root: Path, number: int) -> Path:
             f"snapshot: cannot write to {root}: {error.strerror or error}; make room there"
         ) from error
     return folder
+
+
+def encrypt_newest(root: Path, key: bytes) -> Path:
+    """Write the newest snapshot, which is not encrypted, as an encrypted one; remove all others.
+
+    Raises
+    ------
+    BadSnapshot
+        If there is none, it is not whole, or it is encrypted already.
+    BadOutput
+        If it cannot be written.
+
+    """
+    there = list_snapshots(root)
+    if not there:
+        raise BadSnapshot(f"{root}: want at least one snapshot, there is none")
+    manifest = there[0] / MANIFEST
+    if manifest.is_file():
+        with manifest.open("rb") as file:
+            if is_sealed(file):
+                raise BadSnapshot(f"{there[0]}: the newest snapshot is encrypted already")
+    fingerprint = _read_manifest(manifest, None)["fingerprint"]
+    state = read_snapshot(there[0], fingerprint=fingerprint)
+    return write_snapshot(root, state, fingerprint=fingerprint, keep=1, key=key)
 
 
 def _pack(value: object, where: str, arrays: list[NDArray[Any]]) -> object:
@@ -264,18 +311,21 @@ def _pieces(array: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
         yield flat[start : start + _PIECE]
 
 
-def _write_arrays(path: Path, arrays: list[NDArray[Any]]) -> tuple[int, str]:
-    """Write the arrays one after the other; return the size and the SHA-256 of the file."""
-    digest, size = hashlib.sha256(), 0
+def _write_arrays(path: Path, arrays: list[NDArray[Any]], key: bytes | None) -> tuple[int, str]:
+    """Write the arrays one after the other; return the file's size, and the SHA-256 of them."""
+    digest = hashlib.sha256()
     with path.open("wb") as file:
+        sealing = None if key is None else Sealing(file, key, ARRAYS)
+        target: BinaryIO | Sealing = sealing or file
         for array in arrays:
             for piece in _pieces(array):
                 digest.update(piece.data)
-                file.write(piece.data)
-                size += piece.size
+                target.write(piece.data)
+        if sealing is not None:
+            sealing.finish()
         file.flush()
         os.fsync(file.fileno())
-    return size, digest.hexdigest()
+        return file.tell(), digest.hexdigest()
 
 
 def _described(tree: object) -> Iterator[dict[str, Any]]:
@@ -291,7 +341,7 @@ def _described(tree: object) -> Iterator[dict[str, Any]]:
                 yield from _described(one)
 
 
-def _read_arrays(path: Path, body: State) -> list[NDArray[Any]]:
+def _read_arrays(path: Path, body: State, key: bytes | None) -> list[NDArray[Any]]:
     """Read all arrays, hashing what was read."""
     want = body["files"][ARRAYS]
     arrays: list[NDArray[Any]] = []
@@ -299,12 +349,14 @@ def _read_arrays(path: Path, body: State) -> list[NDArray[Any]]:
     _check_size(path, body)
     try:
         with path.open("rb") as file:
+            # The manifest was opened with the same key, or without.
+            source: BufferedReader | Opening = file if key is None else Opening(file, key, ARRAYS)
             for described in _described(body["state"]):
                 array = np.empty(described["shape"], _dtype(described["dtype"]))
                 flat = _bytes_of(array)
                 for start in range(0, flat.size, _PIECE):
                     piece = flat[start : start + _PIECE]
-                    file.readinto(piece.data)
+                    source.readinto(piece.data)
                     digest.update(piece.data)
                 arrays.append(array)
     except OSError as error:
@@ -334,20 +386,32 @@ def _canonical(body: State) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _write_manifest(path: Path, body: State) -> None:
+def _write_manifest(path: Path, body: State, key: bytes | None = None) -> None:
     """Write one line with the SHA-256 of the rest of the file, then the rest."""
     text = _canonical(body)
     with path.open("wb") as file:
-        file.write(f'{{"sha256":"{hashlib.sha256(text).hexdigest()}","body":'.encode())
-        file.write(text + b"}\n")
+        sealing = None if key is None else Sealing(file, key, MANIFEST)
+        target: BinaryIO | Sealing = sealing or file
+        target.write(f'{{"sha256":"{hashlib.sha256(text).hexdigest()}","body":'.encode())
+        target.write(text + b"}\n")
+        if sealing is not None:
+            sealing.finish()
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read_manifest(path: Path) -> State:
+def _read_manifest(path: Path, key: bytes | None) -> State:
     """Return the body of a manifest that is as it was written."""
     try:
-        manifest = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            sealed = is_sealed(file)
+            if key is not None and not sealed:
+                raise BadSnapshot(
+                    f"{path}: is not encrypted, although a key is set: tidegraph snapshot encrypt "
+                    "makes an encrypted one of the newest; or unset the key"
+                )
+            text = Opening(file, key, MANIFEST).read() if sealed else file.read()
+        manifest = json.loads(text)
         body, digest = manifest["body"], manifest["sha256"]
     except OSError as error:
         raise BadSnapshot(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -304,6 +304,30 @@ class EdgeStore:
         stale = np.isin(self._waiting["user"], users) | np.isin(self._waiting["item"], items)
         self._waiting = self._waiting[~stale]
 
+    def forget(
+        self, user: int, items: NDArray[np.int64]
+    ) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """Remove a user with every edge from and to them, and what waits to retract one.
+
+        Looks at the edges of ``items`` only, where :meth:`drop` looks at all of them.
+
+        Parameters
+        ----------
+        user
+            A row.
+        items
+            Rows of every item that the user may have an edge with.
+
+        Returns
+        -------
+        What the user kept, and what the items kept of the user, as ``EDGE`` records whose
+        ``other`` is the item; each in no more than one place per side, many in both.
+
+        """
+        own, theirs = self.users.empty(user), self.items.take_out(items, user)
+        self._waiting = self._waiting[self._waiting["user"] != user]
+        return own, theirs
+
     def evict(self, *, max_nodes: int | None = None, max_bytes: int | None = None) -> Evicted:
         """Drop the least recently active nodes if the store is over a limit.
 

@@ -64,6 +64,14 @@ class Model(Protocol):
         """Learn from a view whose events are not in the graph yet."""
         ...
 
+    def forget(self, user: int) -> None:
+        """Make a user's own parameters those of a user who has done nothing yet.
+
+        What items and shared parameters have learned from the user stays: it is a sum over all
+        users that nobody can be told from.
+        """
+        ...
+
     def item_vectors(self, view: View, items: NDArray[np.int64]) -> Vectors:
         """Return the vectors of ``items`` as of the view's start."""
         ...

@@ -125,6 +125,22 @@ def check_unknown_ids(build: Build) -> None:
     assert learner.step(strange).items.size
 
 
+def check_forgets(build: Build) -> None:
+    """What is left under the row of a user who was forgotten is what a stranger has."""
+    learner = follow(build("cpu"), checkerboard(640))
+    graph = learner.graph
+    rows = graph.users.find(["u3", "u4"])
+    assert learner.forget("u3") is not None
+    learner.forget("nobody")
+    (new,) = graph.users.rows(["u99"])
+    scores = learner.model.score(
+        graph.reading(np.array([rows[0], new, rows[1]]), np.full(3, graph.newest_ms + 1)),
+        np.arange(3),
+    )
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert not np.array_equal(scores[1], scores[2])
+
+
 def check_empty_graph(build: Build) -> None:
     """The first batch of a stream has no candidates, and can be learned from."""
     learner = OnlineLearner(TemporalGraph(GraphConfig()), build("cpu"))
@@ -186,6 +202,7 @@ def yield_checks() -> Iterator[Check]:
     yield check_batch_equals_loop
     yield check_scoring_changes_nothing
     yield check_unknown_ids
+    yield check_forgets
     yield check_empty_graph
     yield check_same_seed_same_result
     yield check_learns_a_checkerboard

@@ -13,8 +13,15 @@ from typing import Any
 
 import click
 
-from graph_store.snapshot import describe, list_snapshots, make_newest, read_snapshot
-from learner.saving import locked
+from graph_store.sealing import key_name
+from graph_store.snapshot import (
+    describe,
+    encrypt_newest,
+    list_snapshots,
+    make_newest,
+    read_snapshot,
+)
+from learner.saving import locked, snapshot_key
 from stream.errors import BadSettings, BadSnapshot, TidegraphError
 from stream.options import config_option
 from stream.settings import load_settings
@@ -109,6 +116,7 @@ def snapshot() -> None:
         tidegraph snapshot list
         tidegraph snapshot verify
         tidegraph snapshot restore 41 --yes
+        tidegraph snapshot encrypt --yes
     """
 
 
@@ -124,11 +132,11 @@ def list_(config: Path | None, *, as_json: bool) -> None:
     Example:
         tidegraph snapshot list --config tidegraph.toml
     """
-    root = _root(config)
+    root, key = _root(config)
     shown: list[dict[str, Any]] = []
     for folder in list_snapshots(root):
         try:
-            found = describe(folder)
+            found = describe(folder, key=key)
         except BadSnapshot as error:
             shown.append({"number": int(folder.name), "torn": str(error)})
             continue
@@ -167,14 +175,14 @@ def verify(config: Path | None) -> None:
     Example:
         tidegraph snapshot verify --config tidegraph.toml
     """
-    root = _root(config)
+    root, key = _root(config)
     newest: BadSnapshot | None = None
     folders = list_snapshots(root)
     if not folders:
         raise BadSnapshot(f"{root}: want at least one snapshot, there is none")
     for folder in folders:
         try:
-            read_snapshot(folder, fingerprint=None)
+            read_snapshot(folder, fingerprint=None, key=key)
         except BadSnapshot as error:
             click.echo(f"{int(folder.name):>6}  torn: {error}")
             if folder == folders[0]:
@@ -200,13 +208,41 @@ def restore(number: int, config: Path | None, *, yes: bool) -> None:
     Example:
         tidegraph snapshot restore 41 --yes
     """
-    root = _root(config)
+    root, key = _root(config)
     if not yes:
         click.confirm(f"start the next learner from snapshot {number} of {root}?", abort=True)
     with locked(root):
-        folder = make_newest(root, number)
+        folder = make_newest(root, number, key=key)
     click.echo(f"snapshot {number} is now also number {int(folder.name)}, the newest")
 
 
-def _root(config: Path | None) -> Path:
-    return Path(load_settings(config).learner.snapshots)
+@snapshot.command()
+@config_option
+@click.option("--yes", is_flag=True, help="Do it without asking.")
+def encrypt(config: Path | None, *, yes: bool) -> None:
+    """Encrypt the newest snapshot with the key that is set, and remove those that are not.
+
+    For the day on which learner.snapshot_key or learner.snapshot_key_file is first set: from then
+    on what is not encrypted is refused. The learner must not run.
+
+    \b
+    Example:
+        tidegraph snapshot encrypt --yes
+    """
+    root, key = _root(config)
+    if key is None:
+        raise BadSettings(
+            "want learner.snapshot_key or learner.snapshot_key_file set, neither is; "
+            "openssl rand -hex 32 makes a key"
+        )
+    if not yes:
+        click.confirm(f"leave only an encrypted copy of the newest in {root}?", abort=True)
+    with locked(root):
+        folder = encrypt_newest(root, key)
+    click.echo(f"the newest is now number {int(folder.name)}, encrypted with {key_name(key)}")
+
+
+def _root(config: Path | None) -> tuple[Path, bytes | None]:
+    """Return where the snapshots are, and what they are encrypted with."""
+    settings = load_settings(config).learner
+    return Path(settings.snapshots), snapshot_key(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Self
 
@@ -73,6 +73,18 @@ class Rows:
         """Return the rows that are events."""
         are = self.what == EVENT
         return self.batch if are.all() else self.batch.take(np.flatnonzero(are))
+
+    def turns(self) -> Iterator[tuple[FeedbackBatch, list[str]]]:
+        """Yield the events, and who is to be forgotten after them, again and again, in order."""
+        erasures = np.flatnonzero(self.what == ERASURE)
+        first = 0
+        for run in np.split(erasures, np.flatnonzero(np.diff(erasures) > 1) + 1):
+            end = int(run[-1]) + 1 if run.size else len(self)
+            before = self.take(np.arange(first, end)) if end - first < len(self) else self
+            yield before.events(), [self.batch.user_id[row] for row in run.tolist()]
+            first = end
+        if erasures.size and first < len(self):
+            yield self.take(np.arange(first, len(self))).events(), []
 
 
 def read_rows(records: Sequence[Record], *, read_ms: int) -> tuple[Rows, list[str]]:

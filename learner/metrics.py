@@ -76,20 +76,20 @@ class Histogram:
     """
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = np.array(bounds)
-        self._counts = np.zeros(len(bounds) + 1)
+        self.bounds = np.array(bounds)
+        self.counts = np.zeros(len(bounds) + 1)  # between the bounds, and beyond
         self.sum = 0.0
 
     def add(self, values: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> None:
         """Count values, each as often as its weight says."""
-        places = np.searchsorted(self._bounds, values)
-        self._counts += np.bincount(places, weights, minlength=self._counts.shape[0])
+        places = np.searchsorted(self.bounds, values)
+        self.counts += np.bincount(places, weights, minlength=self.counts.shape[0])
         self.sum += float((values if weights is None else values * weights).sum())
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return each bound with the number of values up to it."""
-        names = [*map(str, self._bounds.tolist()), "+Inf"]
-        return list(zip(names, np.cumsum(self._counts).tolist(), strict=True))
+        names = [*map(str, self.bounds.tolist()), "+Inf"]
+        return list(zip(names, np.cumsum(self.counts).tolist(), strict=True))
 
 
 class LearnerMetrics:

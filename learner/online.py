@@ -1,4 +1,4 @@
-"""One step of the online learner: rank, learn, append, list the touched rows."""
+"""One step of the online learner: rank, learn, append, list the touched rows; or forget a user."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_store.erasure import Forgotten, forget
 from graph_store.graph import TemporalGraph, View
 from learner.base import Model
-from stream.events import FeedbackBatch
+from stream.events import FeedbackBatch, Kind
 
 MICRO_BATCH = 64
 """Events of a step: larger ones are faster and staler."""
@@ -60,4 +61,20 @@ class OnlineLearner:
         learned = self.model.learn(view)
         self.graph.append(view)
         self.graph.retract(batch)
-        return Step(view, learned.loss, np.unique(learned.users), np.unique(learned.items))
+        taken_back = batch.take(np.flatnonzero(batch.kind == Kind.RETRACTION))
+        return Step(
+            view,
+            learned.loss,
+            np.union1d(learned.users, self.graph.users.find(taken_back.user_id)),
+            np.union1d(learned.items, self.graph.items.find(taken_back.item_id)),
+        )
+
+    def forget(self, user_id: str) -> Forgotten | None:
+        """Take a user out of graph and model; ``None`` if there is no such user.
+
+        See :func:`graph_store.erasure.forget` and :meth:`learner.base.Model.forget` for what stays.
+        """
+        forgotten = forget(self.graph, user_id)
+        if forgotten is not None:
+            self.model.forget(forgotten.user)
+        return forgotten

@@ -84,18 +84,14 @@ class RowTable:
             return
         # Half as much again, so that a growing catalogue is copied a bounded number of times.
         blocks = range(have // _BLOCK, -(-max(n_rows, have * 3 // 2) // _BLOCK))
-        fresh = torch.from_numpy(
-            np.concatenate(
-                [
-                    np.random.default_rng((self._seed, block)).standard_normal(
-                        (_BLOCK, self.dim), np.float32
-                    )
-                    for block in blocks
-                ]
-            )
-        ).to(self.weight.device)
-        self.weight = torch.cat([self.weight, fresh * self._std])
+        fresh = torch.cat([self._first_values(block) for block in blocks])
+        self.weight = torch.cat([self.weight, fresh])
         self.sums = torch.cat([self.sums, torch.full_like(fresh[:, 0], self._accumulator)])
+
+    def reset(self, row: int) -> None:
+        """Make a row what it was before anything was learned."""
+        self.weight[row] = self._first_values(row // _BLOCK)[row % _BLOCK]
+        self.sums[row] = self._accumulator
 
     def leaf(self, rows: Tensor) -> Tensor:
         """Return a copy of ``rows`` (R, D) that gradients can flow to."""
@@ -106,6 +102,13 @@ class RowTable:
         sums = self.sums.index_select(0, rows).add_(grad.square().mean(1))
         self.sums.index_copy_(0, rows, sums)
         self.weight.index_add_(0, rows, grad * sums.rsqrt_().mul_(-self.lr).unsqueeze(1))
+
+    def _first_values(self, block: int) -> Tensor:
+        """Return the rows of a block as they begin."""
+        drawn = np.random.default_rng((self._seed, block)).standard_normal(
+            (_BLOCK, self.dim), np.float32
+        )
+        return torch.from_numpy(drawn).to(self.weight.device) * self._std
 
     @property
     def n_bytes(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from river.drift import ADWIN
@@ -18,6 +20,14 @@ HORIZON: Final = 2_000
 
 SIGNALS: Final = ("loss", "hit_ratio_at_10")
 """What is watched for drift."""
+
+HOURS: Final = 48
+"""Hours of which the quality is remembered."""
+
+ALARMS: Final = 100
+"""Drift alarms that are remembered."""
+
+_HOUR_MS: Final = 3_600_000
 
 _SCORES: Final = 1 << 24
 """Scores held at a time: 64 MB."""
@@ -64,6 +74,23 @@ class FadingMean:
         self.value = math.nan if value is None else value
 
 
+class Hour(NamedTuple):
+    """How good the model was on the events of one hour of the stream."""
+
+    hour_ms: int  # when it began
+    ranked: int
+    hits: float  # sum of the hit ratio at 10
+    gain: float  # sum of the NDCG at 10
+
+
+class Alarm(NamedTuple):
+    """A change that a detector saw."""
+
+    signal: str
+    at_ms: int  # event time
+    event: int  # how many events had come
+
+
 class Prequential:
     """Ranks the items of some positive events before they are learned from; keeps fading means.
 
@@ -80,6 +107,13 @@ class Prequential:
     seed
         Of the choice.
 
+    Attributes
+    ----------
+    hours
+        Quality by hour of event time, the newest that had something to rank, in order.
+    drifts, alarms
+        How often a change was seen in each signal, and the newest times.
+
     Notes
     -----
     A restart begins with fresh drift detectors: their windows are not kept.
@@ -92,10 +126,16 @@ class Prequential:
         self._seed = seed
         self.loss, self.hit_ratio, self.ndcg = (FadingMean() for _ in range(3))
         self.drifts = dict.fromkeys(SIGNALS, 0)
+        self.hours: list[Hour] = []
+        self.alarms: deque[Alarm] = deque(maxlen=ALARMS)
+        self._events = 0
+        self._newest_ms = 0
         self._detectors = {signal: ADWIN() for signal in SIGNALS}
 
     def rank(self, view: View) -> None:
         """Rank the positives of a view, if it is one of those that are ranked."""
+        self._events += len(view)
+        self._newest_ms = max(self._newest_ms, int(view.ts_ms.max(initial=0)))
         positives = np.flatnonzero(view.positive)
         if positives.size == 0 or not self._chosen(view.step):
             return
@@ -105,11 +145,13 @@ class Prequential:
             some = positives[first : first + at_once]
             scores = self._model.score(view, some)
             ranks = rank_targets(scores, view.items[some], *rows_of(pointers, seen, some))
-            for rank in ranks.tolist():
-                hit = rank <= 10
-                self.hit_ratio.add(float(hit))
-                self.ndcg.add(1 / math.log2(1 + rank) if hit else 0.0)
-                self._watch("hit_ratio_at_10", float(hit))
+            for rank, ts_ms in zip(ranks.tolist(), view.ts_ms[some].tolist(), strict=True):
+                hit = float(rank <= 10)
+                gain = 1 / math.log2(1 + rank) if hit else 0.0
+                self.hit_ratio.add(hit)
+                self.ndcg.add(gain)
+                self._count(ts_ms, hit, gain)
+                self._watch("hit_ratio_at_10", hit)
 
     def learned(self, loss: float) -> None:
         """Take in the loss of a step, NaN where there was nothing to learn from."""
@@ -124,6 +166,9 @@ class Prequential:
             "hit_ratio": self.hit_ratio.state(),
             "ndcg": self.ndcg.state(),
             "drifts": dict(self.drifts),
+            "hours": [list(hour) for hour in self.hours],
+            "alarms": [list(alarm) for alarm in self.alarms],
+            "events": self._events,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -132,6 +177,10 @@ class Prequential:
         self.hit_ratio.restore(state["hit_ratio"])
         self.ndcg.restore(state["ndcg"])
         self.drifts = dict(state["drifts"])
+        # Older snapshots have none of these.
+        self.hours = [Hour(*hour) for hour in state.get("hours", ())]
+        self.alarms = deque((Alarm(*alarm) for alarm in state.get("alarms", ())), maxlen=ALARMS)
+        self._events = state.get("events", 0)
 
     def _chosen(self, step: int) -> bool:
         return bool(np.random.default_rng((self._seed, step)).random() < self._share)
@@ -139,4 +188,15 @@ class Prequential:
     def _watch(self, signal: str, value: float) -> None:
         detector = self._detectors[signal]
         detector.update(value)
-        self.drifts[signal] += bool(detector.drift_detected)
+        if detector.drift_detected:
+            self.drifts[signal] += 1
+            self.alarms.append(Alarm(signal, self._newest_ms, self._events))
+
+    def _count(self, ts_ms: int, hit: float, gain: float) -> None:
+        hour_ms = ts_ms // _HOUR_MS * _HOUR_MS
+        at = bisect_left(self.hours, hour_ms, key=lambda hour: hour.hour_ms)
+        if at == len(self.hours) or self.hours[at].hour_ms != hour_ms:
+            self.hours.insert(at, Hour(hour_ms, 0, 0.0, 0.0))
+        before = self.hours[at]
+        self.hours[at] = Hour(hour_ms, before.ranked + 1, before.hits + hit, before.gain + gain)
+        del self.hours[:-HOURS]

@@ -8,12 +8,17 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_store.erasure import Forgotten
 from graph_store.graph import TemporalGraph, View
 from graph_store.memory import with_room
+from graph_store.store import Neighbours
+from learner.attributes import Said
 from learner.base import Model
-from serving.rows import Barrier, Count, Covisited, ItemRows, Layout, UserRows
+from serving.catalogue import PAIRS
+from serving.rows import Barrier, Count, Covisited, ItemRows, Layout, Recent, UserRows
 from serving.table import Table, Update
 from stream.errors import TableLost
+from stream.events import Kind
 
 Rows = NDArray[np.int64]
 
@@ -80,30 +85,36 @@ class Publisher:
         self._now_ms = now_ms
         self._max_rows = max_rows
         self._users, self._items, self._paired, self._seen = (_Marks() for _ in range(4))
+        self._emptied = _Marks()  # items that may have lost a whole list
         self._met = _Pairs(max_pairs)
+        self._gone: set[str] = set()
+        self._said = Said({}, {})
         counts = tuple(
             Count(f"{name}_{half_life_ms}", half_life_ms)
             for name in ("positives", "shown")
             for half_life_ms in graph.config.half_lives_ms
         )
-        self._layout = Layout(dim=dim, counts=counts)
+        pairs = Count(PAIRS, graph.config.pair_half_life_ms)
+        self._layout = Layout(dim=dim, counts=(*counts, pairs))
         self._begun = False
         self.in_view = False  # whether readers see the epoch that is written
+        self.losses = 0  # how often the table was found empty
 
     def touched(self, view: View, users: Rows, items: Rows) -> None:
         """Remember rows that a step touched, and what its users met."""
         self._users.add(users)
         self._items.add(items)
-        self._paired.add(view.items[view.positive])
-        history = view.history.nodes[view.positive].ravel()
-        self._paired.add(history[history >= 0])
+        paired = _paired(view)
+        self._items.add(paired)  # whose masses have changed
+        self._paired.add(paired)
         if self._met.add(view.users, view.items):
             self._seen.add(self._met.distinct()[0])
             self._met.clear()
 
     def touched_all(self) -> None:
         """Remember every row: a new epoch begins empty, also where the graph is an old one."""
-        everybody, everything = np.arange(self._graph.n_users), np.arange(self._graph.n_items)
+        named = self._graph.users.named()  # all but who was forgotten
+        everybody, everything = named[named < self._graph.n_users], np.arange(self._graph.n_items)
         for marks, rows in (
             (self._users, everybody),
             (self._items, everything),
@@ -112,6 +123,29 @@ class Publisher:
         ):
             marks.add(rows)
         self._met.clear()
+
+    def forget(self, user_id: str, forgotten: Forgotten | None) -> None:
+        """Remember who is to be taken out of the table, and which items that has changed."""
+        self._gone.add(user_id)
+        self._said.users.pop(user_id, None)
+        if forgotten is None:
+            return
+        row = np.array([forgotten.user])
+        self._users.remove(row)
+        self._seen.remove(row)
+        self._met.forget(forgotten.user)
+        for marks in (self._items, self._paired, self._emptied):
+            marks.add(forgotten.items)
+
+    def describe(self, said: Said) -> None:
+        """Remember the last word on some items and users."""
+        self._said.items.update(said.items)
+        self._said.users.update(said.users)
+
+    @property
+    def describing(self) -> bool:
+        """Whether something that was said waits to be written."""
+        return any(self._said)
 
     @property
     def waiting(self) -> int:
@@ -145,7 +179,9 @@ class Publisher:
             self._table.publish(self._update(part, *pairs))
             for marks, rows in zip(self._marks, part, strict=True):
                 marks.remove(rows)
+            self._emptied.remove(part.paired)
             self._met.clear()
+            self._gone, self._said = set(), Said({}, {})
             if any(map(len, self._marks)):
                 return False
             if not self.in_view:
@@ -153,6 +189,7 @@ class Publisher:
                 self.in_view = True
         except TableLost:
             self._begun = self.in_view = False
+            self.losses += 1
             return False
         return True
 
@@ -170,19 +207,32 @@ class Publisher:
             covisited=self._covisited(part.paired),
             seen=self._seen_sets(part.seen, users, items),
             weights=self._model.published_weights(),
+            item_attributes=self._said.items,
+            user_attributes=self._said.users,
+            gone_users=sorted(self._gone),
         )
 
     def _user_rows(self, users: Rows) -> UserRows:
-        """Return each user's vector as of just after their last event."""
+        """Return each user's vector as of just after their last event, and their history."""
         graph = self._graph
-        latest = graph.edges.users_latest(users, k=1, before_ms=graph.newest_ms + 1)
-        ts_ms = np.where(latest.nodes[:, 0] >= 0, latest.ts_ms[:, 0], graph.newest_ms)
+        past = graph.edges.users_latest(users, k=graph.config.k_user, before_ms=graph.newest_ms + 1)
+        ts_ms = np.where(past.nodes[:, 0] >= 0, past.ts_ms[:, 0], graph.newest_ms)
         vectors = np.empty((users.shape[0], self._layout.dim), np.float32)
         for first in range(0, users.shape[0], _AT_ONCE):
             some = slice(first, first + _AT_ONCE)
             view = graph.reading(users[some], ts_ms[some] + 1)
             vectors[some] = self._model.user_vectors(view, np.arange(len(view))).vectors
-        return UserRows(graph.users.ids_of(users), vectors, ts_ms)
+        return UserRows(graph.users.ids_of(users), vectors, ts_ms, self._recent(past))
+
+    def _recent(self, past: Neighbours) -> list[list[Recent]]:
+        """Return the latest events of each user, of all four kinds, newest first."""
+        there = past.nodes >= 0
+        item_ids = _ids(self._graph.items.ids_of, past.nodes[there])
+        events = list(
+            zip(item_ids, past.kind[there].tolist(), past.ts_ms[there].tolist(), strict=True)
+        )
+        ends = np.cumsum(there.sum(1)).tolist()
+        return [events[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
     def _item_rows(self, items: Rows) -> ItemRows:
         """Return each item's vector and counts, the newest event included."""
@@ -190,24 +240,23 @@ class Publisher:
         now = graph.reading(items[:0], items[:0], at_ms=graph.newest_ms + 1)
         vectors = self._model.item_vectors(now, items)
         n_items = int(items.max(initial=-1)) + 1
-        counts = np.hstack(
-            [sums.at(graph.newest_ms, n_items)[items] for sums in (graph.positives, graph.shown)]
-        )
+        counts = [sums.at(graph.newest_ms, n_items) for sums in (graph.positives, graph.shown)]
+        masses = graph.covisitation.masses(graph.newest_ms, n_items)
         return ItemRows(
             graph.items.ids_of(items),
             vectors.vectors,
             vectors.bias,
-            counts,
+            np.column_stack([*counts, masses])[items],
             np.full(items.shape, graph.newest_ms, np.int64),
         )
 
     def _covisited(self, items: Rows) -> dict[str, Covisited]:
         graph = self._graph
-        pointers, others, cosines = graph.covisitation.lists(items)
-        filled = np.flatnonzero(np.diff(pointers))
+        pointers, others, weights = graph.covisitation.lists(items, at_ms=graph.newest_ms)
+        filled = np.flatnonzero((np.diff(pointers) > 0) | self._emptied.of(items))
         other_ids = _ids(graph.items.ids_of, others)
         return {
-            item_id: Covisited(other_ids[first:end], cosines[first:end], graph.newest_ms)
+            item_id: Covisited(other_ids[first:end], weights[first:end], graph.newest_ms)
             for item_id, first, end in zip(
                 graph.items.ids_of(items[filled]),
                 pointers[filled].tolist(),
@@ -250,7 +299,11 @@ class _Marks:
         self._marked[rows] = True
 
     def remove(self, rows: Rows) -> None:
-        self._marked[rows] = False
+        self._marked[rows[rows < self._marked.shape[0]]] = False
+
+    def of(self, rows: Rows) -> NDArray[np.bool_]:
+        known = rows < self._marked.shape[0]
+        return known & self._marked[np.where(known, rows, 0)]
 
     def first(self, limit: int) -> Rows:
         return np.flatnonzero(self._marked)[:limit]
@@ -282,9 +335,23 @@ class _Pairs:
         codes = np.unique(users << 32 | items)
         return codes >> 32, codes & 0xFFFFFFFF
 
+    def forget(self, user: int) -> None:
+        """Leave out the pairs of one user."""
+        users, items = self.distinct()
+        others = users != user
+        self._parts = [(users[others], items[others])]
+        self._length = int(np.count_nonzero(others))
+
     def clear(self) -> None:
         """Forget all of them."""
         self._parts, self._length = [], 0
+
+
+def _paired(view: View) -> Rows:
+    """Return the items that a view's positive events pair with each other."""
+    history = view.history
+    liked = view.positive[:, None] & (history.nodes >= 0) & (history.kind <= Kind.IMPLICIT_POSITIVE)
+    return np.concatenate([view.items[view.positive], history.nodes[liked]])
 
 
 def _ids(names: Callable[[Rows], list[str]], rows: Rows) -> list[str]:

@@ -15,6 +15,8 @@ from typing import Final, NamedTuple
 
 from graph_store.snapshot import State, write_snapshot
 from stream.errors import BadOutput, BadSnapshot
+from stream.secret_keys import secret_key
+from stream.settings import LearnerSettings
 
 KEEP: Final = 3
 """Snapshots that are kept."""
@@ -26,6 +28,18 @@ ORPHAN_S: Final = 60.0
 """How long the last snapshot of a learner that was killed is waited for."""
 
 _MESSAGE: Final = 4_096  # bytes of an error: less than a pipe holds, so the child never blocks
+
+
+def snapshot_key(settings: LearnerSettings) -> bytes | None:
+    """Return the key with which snapshots are encrypted, or ``None`` if they are not.
+
+    Raises
+    ------
+    BadSettings
+        If it cannot be read or is not of the form.
+
+    """
+    return secret_key("learner.snapshot_key", settings.snapshot_key, settings.snapshot_key_file)
 
 
 @contextmanager
@@ -109,12 +123,22 @@ class Saving:
         Returns what is written. In the background it is called in a forked child, which may
         neither start threads nor touch anything that another thread of this process could have
         locked: no torch operations over several threads, no clients, no logging.
+    key
+        As in :func:`graph_store.snapshot.write_snapshot`.
 
     """
 
-    def __init__(self, root: Path, *, fingerprint: str, state: Callable[[], State]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fingerprint: str,
+        state: Callable[[], State],
+        key: bytes | None = None,
+    ) -> None:
         self._root = root
         self._fingerprint = fingerprint
+        self._key = key
         self._state = state
         self._child = 0
         self._pipe = -1
@@ -125,13 +149,15 @@ class Saving:
         """Whether a snapshot is being written."""
         return bool(self._child)
 
-    def begin(self, state: State | None = None) -> float:
+    def begin(self, state: State | None = None, *, keep: int = KEEP) -> float:
         """Fork a child that writes a snapshot; return for how many seconds that took.
 
         Parameters
         ----------
         state
             What is written, where a child could not call for it (rows on a GPU).
+        keep
+            As in :func:`graph_store.snapshot.write_snapshot`.
 
         """
         assert not self._child
@@ -142,7 +168,7 @@ class Saving:
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
-            self._write(state, tell)
+            self._write(state, tell, keep)
         os.close(tell)
         self._child, self._pipe = child, told
         return time.perf_counter() - started
@@ -160,7 +186,7 @@ class Saving:
         error = None if code == 0 else said or f"the process that wrote it ended with {code}"
         return Done(error, time.perf_counter() - self._began_s)
 
-    def save(self) -> Path:
+    def save(self, *, keep: int = KEEP) -> Path:
         """Write a snapshot now; one in the background is given up.
 
         Raises
@@ -170,7 +196,7 @@ class Saving:
 
         """
         self.give_up()
-        return write_snapshot(self._root, self._state(), fingerprint=self._fingerprint, keep=KEEP)
+        return self._save(self._state(), keep)
 
     def give_up(self) -> None:
         """End the child, if there is one; its unfinished folder is removed by the next write."""
@@ -180,17 +206,22 @@ class Saving:
             os.waitpid(self._child, 0)
             self._forget()
 
+    def _save(self, state: State, keep: int) -> Path:
+        return write_snapshot(
+            self._root, state, fingerprint=self._fingerprint, keep=keep, key=self._key
+        )
+
     def _forget(self) -> None:
         os.close(self._pipe)
         self._child, self._pipe = 0, -1
 
-    def _write(self, state: State | None, tell: int) -> None:
+    def _write(self, state: State | None, tell: int, keep: int) -> None:
         """Be the child: write and end, without a word to the threads and files of the parent."""
         code = 1
         try:
             os.nice(10)  # who learns and who serves come first
             given = self._state() if state is None else state
-            write_snapshot(self._root, given, fingerprint=self._fingerprint, keep=KEEP)
+            self._save(given, keep)
             code = 0
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must be told
             os.write(tell, f"{type(error).__name__}: {error}".encode()[:_MESSAGE])

@@ -1,4 +1,4 @@
-"""The learner as a process: reads feedback, learns, publishes, saves; it may be killed anywhere."""
+"""The learner as a process: reads feedback, learns, forgets, publishes, saves; may be killed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 
 from graph_store.graph import GraphConfig, TemporalGraph
 from graph_store.snapshot import State, newest_whole
-from learner.merge import ERASURE, UNREADABLE, Merge, Rows, read_rows
+from learner.attributes import Attributes
+from learner.merge import UNREADABLE, Merge, Rows, read_rows
 from learner.metrics import LearnerMetrics
 from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
 from learner.online import OnlineLearner
 from learner.prequential import Prequential
 from learner.publish import Publisher
-from learner.saving import Saving, locked
+from learner.report import report
+from learner.saving import KEEP, Saving, locked, snapshot_key
 from serving.table import Table
 from stream.errors import BadPosition, BadSnapshot, LogError, TableError, TableTaken
+from stream.events import Kind
 from stream.log import Log, Positions, advance
 from stream.settings import Settings
 
@@ -54,8 +57,10 @@ _TABLE_AWAY: Final = 9.0
 _RETRY_S: Final = (0.2, 5.0)
 """Pause after a write that failed: the first, and the longest."""
 
+_DESCRIBE_S: Final = 0.2
 _LAG_S: Final = 0.5
 _PROGRESS_S: Final = 5.0
+_REPORT_S: Final = 1.0
 _SAMPLES: Final = 100_000
 """Events whose way is remembered until they are in view; beyond, one stands for two."""
 
@@ -68,12 +73,18 @@ class LearnerWorker:
     First it is *loading*: at full speed, with publishing held back. Once it has caught up it
     publishes every row and follows. Its position in the log is part of its snapshots alone.
 
+    A user who wants to be forgotten is taken out of graph, model and table in the order of the log:
+    what came before the erasure counts no more, and what comes after it is of a new user. The next
+    snapshot does not know the user, and those before it are removed with its writing.
+
+    What is said of items and users goes from its topics straight to the table, while following.
+
     Parameters
     ----------
     settings
         Of the process.
     log
-        Where feedback is read.
+        Where feedback is read, and what is said of items and users.
     table
         Where rows are published.
     start
@@ -104,6 +115,7 @@ class LearnerWorker:
         self.settings = settings.learner
         self.metrics = LearnerMetrics()
         self._log = log
+        self._table = table
         self._start = start
         graph_config = graph or GraphConfig()
         config = replace(
@@ -120,8 +132,10 @@ class LearnerWorker:
             self.model, share=self.settings.ranked_share, seed=self.settings.seed
         )
         self._publisher = Publisher(table, self.graph, self.model, now_ms=_now_ms, dim=config.dim)
+        self._snapshot_key = snapshot_key(self.settings)
         self._saving = Saving(
             Path(self.settings.snapshots),
+            key=self._snapshot_key,
             fingerprint=fingerprint(settings, config, graph_config),
             state=self._state,
         )
@@ -131,7 +145,10 @@ class LearnerWorker:
         self.following = False  # else loading
         self.positions: Positions = {}  # what lies before them is in the graph
         self._read_to: Positions = {}
+        self._attributes = Attributes(log)
+        self._losses = 0  # of the table, when attributes were last read from the start
         self._counts = {"events": 0, "erasures": 0, "unreadable": 0}
+        self._classes = np.zeros(len(Kind), np.int64)  # events by kind
         self._merge = Merge([], idle_s=0.0, now_s=0.0)
         self._rows = Rows.concat([])  # in order, from ``_next`` on not learned yet
         self._next = 0
@@ -141,8 +158,12 @@ class LearnerWorker:
         self._n_samples = 0
         self._publish_at_s = self._lag_at_s = self._progress_at_s = self._save_at_s = 0.0
         self._saved_s = time.monotonic()
+        self._describe_at_s = 0.0
+        self._saving_erasures = self._saved_erasures = 0  # that every kept snapshot knows of
         self._retry_s = _RETRY_S[0]
         self._told: tuple[float, int] = (0.0, 0)
+        self._report_at_s = 0.0
+        self._reported: tuple[float, int] = (0.0, 0)
 
     def stop(self) -> None:
         """Let :meth:`run` return soon, with a last snapshot; from any thread or signal handler."""
@@ -192,7 +213,11 @@ class LearnerWorker:
         n_partitions = self._log.partitions(TOPIC)
         state = None
         if self._start == "snapshot":
-            state = newest_whole(Path(self.settings.snapshots), fingerprint=self._fingerprint)
+            state = newest_whole(
+                Path(self.settings.snapshots),
+                fingerprint=self._fingerprint,
+                key=self._snapshot_key,
+            )
         if state is not None:
             self._restore(state)
             self._check_positions(n_partitions)
@@ -208,7 +233,7 @@ class LearnerWorker:
         self._merge = Merge(range(n_partitions), idle_s=self.settings.idle_s, now_s=now_s)
         self._save_at_s = now_s + self.settings.snapshot_s
         self._progress_at_s = now_s + _PROGRESS_S
-        self._told = (now_s, self._counts["events"])
+        self._told = self._reported = (now_s, self._counts["events"])
         self.graph.users.state()  # compiled now, so that no child of ours has to
 
     def _check_positions(self, n_partitions: int) -> None:
@@ -239,8 +264,12 @@ class LearnerWorker:
         if now_s >= self._lag_at_s:
             self._look_at_lag()
             self._lag_at_s = time.monotonic() + _LAG_S
+        if self.following and now_s >= self._describe_at_s:
+            self._describe()
         if self.following and now_s >= self._publish_at_s:
             self._publish()
+        if now_s >= self._report_at_s:
+            self._report(now_s)
         self._save(now_s)
         if now_s >= self._progress_at_s:
             self._tell(now_s)
@@ -285,13 +314,16 @@ class LearnerWorker:
         rows = self._rows.take(np.arange(self._next, min(self._next + self._size, len(self._rows))))
         self._next += len(rows)
         started = time.perf_counter()
-        events = rows.events()
-        if len(events):
-            step = self._learner.step(events, rank=self.prequential.rank)
-            self.prequential.learned(step.loss)
-            self._publisher.touched(step.view, step.users, step.items)
-            self._counts["events"] += len(events)
-        self._counts["erasures"] += int(np.count_nonzero(rows.what == ERASURE))
+        for events, erased in rows.turns():
+            if len(events):
+                step = self._learner.step(events, rank=self.prequential.rank)
+                self.prequential.learned(step.loss)
+                self._publisher.touched(step.view, step.users, step.items)
+                self._counts["events"] += len(events)
+                self._classes += np.bincount(events.kind, minlength=len(Kind))
+            for user_id in erased:
+                self._publisher.forget(user_id, self._learner.forget(user_id))
+            self._counts["erasures"] += len(erased)
         self._counts["unreadable"] += int(np.count_nonzero(rows.what == UNREADABLE))
         ends = zip(rows.partition.tolist(), (rows.offset + 1).tolist(), strict=True)
         self.positions.update(ends)  # in each partition's order, so the last one stays
@@ -319,7 +351,20 @@ class LearnerWorker:
         if not self.following and lag <= self.settings.ready_lag:
             self.following = True
             self._publisher.touched_all()
+            try:
+                self._table.reader()
+            except TableError:  # it is empty, or nobody knows
+                self._attributes.read_again()
             _log.info("caught up with the log after %d events", self._counts["events"])
+
+    def _describe(self) -> None:
+        """Read what was said of items and users, unless some of it still waits to be published."""
+        if not self._publisher.describing:
+            try:
+                self._publisher.describe(self._attributes.read())
+            except LogError as error:  # reading goes on when the broker is back
+                _log.warning("%s", error)
+        self._describe_at_s = time.monotonic() + _DESCRIBE_S
 
     def _publish(self) -> None:
         """Write touched rows; without a table go on learning, and try again after a pause."""
@@ -349,8 +394,13 @@ class LearnerWorker:
                 _log.info("the table answers again")
             values["table_up"] = 1
             values["publishes"] += 1
+            if not self._publisher.describing:
+                self._attributes.published()
             if whole:
                 self._in_view()
+        if self._losses != self._publisher.losses:
+            self._losses = self._publisher.losses
+            self._attributes.read_again()
         values["waiting_rows"] = self._publisher.waiting
 
     def _in_view(self) -> None:
@@ -376,19 +426,27 @@ class LearnerWorker:
             values["snapshot_seconds"] = done.seconds
             if done.error is None:
                 values["snapshots"] += 1
+                self._saved_erasures = self._saving_erasures
             else:
                 values["snapshot_errors"] += 1
                 _log.error("a snapshot could not be written: %s", done.error)
         if now_s >= self._save_at_s and not self._saving.busy:
             started = time.perf_counter()
             # A child must not touch the GPU, so what lies there is fetched before.
-            self._saving.begin(self._state() if self._on_gpu else None)
+            self._saving_erasures = self._counts["erasures"]
+            self._saving.begin(self._state() if self._on_gpu else None, keep=self._keep)
             values["snapshot_pause_seconds"] = time.perf_counter() - started
             self._saved_s = now_s
             self._save_at_s = now_s + self.settings.snapshot_s
 
+    @property
+    def _keep(self) -> int:
+        """Return how many snapshots to leave: none that knows more than the next one."""
+        return KEEP if self._counts["erasures"] == self._saved_erasures else 1
+
     def _save_now(self) -> None:
-        self._saving.save()
+        self._saving.save(keep=self._keep)
+        self._saved_erasures = self._counts["erasures"]
         self.metrics.values["snapshots"] += 1
 
     def _show(self) -> None:
@@ -418,10 +476,36 @@ class LearnerWorker:
         self._told = (now_s, events)
         self._progress_at_s = now_s + _PROGRESS_S
 
+    def _report(self, now_s: float) -> None:
+        """Tell the table how it goes; one that is away is asked seldom."""
+        before_s, before = self._reported
+        events = self._counts["events"]
+        started = time.monotonic()
+        try:
+            self._table.tell(
+                report(
+                    self.metrics,
+                    self.prequential,
+                    classes={kind.label: int(self._classes[kind]) for kind in Kind},
+                    events_per_s=(events - before) / max(now_s - before_s, 1e-3),
+                    watermark_ms=self.graph.newest_ms,
+                    following=self.following,
+                    model=self._fingerprint,
+                    now_ms=_now_ms(),
+                )
+            )
+        except TableError as error:  # publishing says so aloud
+            _log.debug("%s", error)
+        ended = time.monotonic()
+        self._report_at_s = ended + max(_REPORT_S, _TABLE_AWAY * (ended - started))
+        self._reported = (now_s, events)
+
     def _state(self) -> State:
         return {
             "positions": sorted(self.positions.items()),
+            "attributes": self._attributes.state(),
             "counts": dict(self._counts),
+            "classes": self._classes.tolist(),
             "prequential": self.prequential.state(),
             "graph": self.graph.state(),
             "model": self.model.state(),
@@ -429,7 +513,9 @@ class LearnerWorker:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.positions = dict(state["positions"])
+        self._attributes.restore(state.get("attributes", {}))
         self._counts = dict(state["counts"])
+        self._classes = np.array(state.get("classes", self._classes), np.int64)
         self.prequential.restore(state["prequential"])
         self.graph.restore(state["graph"])
         self.model.restore(state["model"])

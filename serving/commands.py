@@ -1,4 +1,4 @@
-"""``tidegraph embeddings``: look at what is published."""
+"""``tidegraph serve`` and ``tidegraph embeddings``: answer from what is published, look at it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from serving.redis_table import open_table
 from serving.rows import Barrier
 from serving.table import MemoryTable, Reader, Table
-from stream.errors import UserError
+from stream.errors import BadSettings, UserError
 from stream.events import Kind
-from stream.settings import load_settings
+from stream.options import config_option
+from stream.settings import Settings, load_settings
 
 _SHOWN = 10
 
@@ -76,6 +77,38 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         shared = option(shared)
     return shared
+
+
+@click.command()
+@config_option
+@click.option(
+    "--demo",
+    is_flag=True,
+    help="Replay the sample log and go on learning in this process, without Kafka and Redis.",
+)
+@click.pass_obj
+def serve(
+    demonstrate: Callable[[Settings], None] | None, config: Path | None, *, demo: bool
+) -> None:
+    """Answer requests over HTTP from what a learner publishes; take feedback back into Kafka.
+
+    The table is read from Redis into memory and followed. While Redis is away answers come from the
+    last good copy, marked as stale; before there is one they are 503. The API is described at
+    /openapi.json and, as a page, at /docs; the console is at /. SIGTERM and Ctrl-C end it.
+
+    \b
+    Example:
+        tidegraph serve --demo
+    """
+    from serving import server
+
+    settings = load_settings(config)
+    if not demo:
+        server.serve(settings)
+    elif demonstrate is None:
+        raise BadSettings("--demo: the rooms that replay and learn are not installed here")
+    else:
+        demonstrate(settings)
 
 
 @click.group()

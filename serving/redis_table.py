@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -12,34 +12,41 @@ import msgspec
 import redis
 from numpy.typing import NDArray
 
+from serving.changes import CHANGES_KEPT, Changes, decode_changes, encode_changes, joined
 from serving.redis_nodes import CHUNK, Command, RedisNodes
 from serving.rows import (
     ROW_LAYOUT,
+    Attributes,
     Barrier,
     Covisited,
     ItemRows,
     Layout,
     UserRows,
+    decode_attributes,
     decode_covisited,
     decode_items,
     decode_users,
     decode_weights,
+    encode_attributes,
     encode_covisited,
     encode_items,
     encode_users,
     encode_weights,
 )
-from serving.table import Reader, Update
+from serving.table import EPOCHS_KEPT, EpochInfo, Reader, Update, epoch_info, not_there
 from stream.errors import BadSettings, TableError, TableLost, TableTaken
 from stream.settings import RedisSettings
 
 _T = TypeVar("_T")
 
 READER_GRACE_S: Final = 60
-"""How long a reader of the epoch before may go on after a flip."""
+"""How long readers of an epoch may go on once it is no longer kept."""
 
 _ROW_GRACE_S: Final = READER_GRACE_S + 30
 """Rows outlive the barrier, so that a late reader is told and does not take them for unknown."""
+
+_WAIT_MS: Final = 2_000
+"""For how long Redis is asked to wait for changes at most: well below what its answer may take."""
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -57,14 +64,23 @@ class _Version(msgspec.Struct):
 
 
 class _Keys:
-    """The names of one epoch. A hash tag keeps what belongs to one id on one node of a cluster."""
+    """The names of one epoch, and of what belongs to none.
+
+    A hash tag keeps what belongs to one id on one node of a cluster.
+    """
 
     def __init__(self, namespace: str, epoch: int) -> None:
+        self._namespace = namespace
         self._prefix = f"{namespace}:e{epoch}:"
         self.barrier = self._prefix + "barrier"
+        self.layout = self._prefix + "layout"
+        self.changes = self._prefix + "changes"
         self.weights = self._prefix + "weights"
         self.items = self._prefix + "items"
         self.users = self._prefix + "users"
+        self.described_items = f"{namespace}:items"
+        self.described_users = f"{namespace}:users"
+        self.report = f"{namespace}:report"
 
     def user(self, user_id: str) -> str:
         return f"{self._prefix}{{u:{user_id}}}"
@@ -77,6 +93,12 @@ class _Keys:
 
     def covisited(self, item_id: str) -> str:
         return self.item(item_id) + ":covisited"
+
+    def user_attributes(self, user_id: str) -> str:
+        return f"{self._namespace}:{{u:{user_id}}}:attributes"
+
+    def item_attributes(self, item_id: str) -> str:
+        return f"{self._namespace}:{{i:{item_id}}}:attributes"
 
 
 class TableInfo(NamedTuple):
@@ -179,7 +201,13 @@ class RedisTable:
             _, number = self._nodes.run([("SET", counter, now_ms, "NX"), ("INCR", counter)])
             barrier = msgspec.json.encode(Barrier(step=0, at_ms=0, published_ms=0))
             keys = _Keys(self._namespace, int(number))
-            self._nodes.run([("SET", keys.barrier, barrier)])
+            self._nodes.run(
+                [
+                    ("SET", keys.barrier, barrier),
+                    ("SET", keys.layout, msgspec.json.encode(layout)),
+                    _changed(keys, Changes("")),  # so that the feed always has an end
+                ]
+            )
         self._layout, self._epoch = layout, int(number)
         self._published = self._flipped = False
         self._barriers = (barrier,)
@@ -191,11 +219,14 @@ class RedisTable:
         commands = self._commands(layout, keys, update)
         barrier = msgspec.json.encode(update.barrier)
         with self._fenced(keys.barrier) as (pipe, in_view):
+            self._nodes.run(self._forgotten_elsewhere(update.gone_users))
+            told = [_changed(keys, update.changes())] if in_view else []
             if in_view and not self._nodes.is_cluster:
-                for command in commands:
+                for command in commands + told:
                     pipe.execute_command(*command)
             else:
                 self._nodes.run(commands)
+                self._nodes.run(told)  # once what they name is written
             pipe.set(keys.barrier, barrier)
             self._barriers += (barrier,)
         self._barriers = (barrier,)
@@ -208,14 +239,60 @@ class RedisTable:
             raise TableError(f"epoch {self._epoch} is empty: publish into it before the flip")
         with self._fenced(self._head_key) as (pipe, _):
             head = _Head(ROW_LAYOUT, self._epoch, layout)
+            self._nodes.run([("SADD", self._flipped_key, self._epoch)])
             pipe.set(self._head_key, msgspec.json.encode(head))
         self._flipped = True
         with self._nodes.answering():
             self._retire()
 
+    def tell(self, report: Mapping[str, Any]) -> None:
+        """Write what the learner says of itself, in place of what it said before."""
+        key = _Keys(self._namespace, self._epoch).report
+        with self._nodes.answering():
+            self._nodes.run([("SET", key, encode_attributes(report))])
+
     def reader(self) -> Reader:
-        """Return a reader of the epoch in view."""
+        """Return a reader of the epoch in view: the pinned one while it is there."""
         return self._reader()
+
+    def epochs(self) -> list[EpochInfo]:
+        """Return the epochs that can be pinned, the newest first."""
+        with self._nodes.answering():
+            value, pin, flipped = self._nodes.run(
+                [
+                    ("GET", self._head_key),
+                    ("GET", self._pin_key),
+                    ("SMEMBERS", self._flipped_key),
+                ]
+            )
+            head = self._read_head(value)
+            if head is None:
+                return []
+            # A flip that failed half-way may have named an epoch that never came into view.
+            numbers = sorted({n for n in map(int, flipped) if n <= head.epoch} | {head.epoch})
+            barriers = [_Keys(self._namespace, number).barrier for number in numbers]
+            values = self._nodes.run([("GET", key) for key in barriers])
+            left_s = self._nodes.run([("TTL", key) for key in barriers])
+        kept = {
+            number: msgspec.json.decode(barrier, type=Barrier)
+            for number, barrier, runs_out in zip(numbers, values, left_s, strict=True)
+            if barrier is not None and runs_out == -1
+        }
+        pinned = None if pin is None else int(pin)
+        in_view = pinned if pinned in kept else head.epoch
+        return [
+            epoch_info(number, barrier, in_view=number == in_view, pinned=number == pinned)
+            for number, barrier in reversed(kept.items())
+        ]
+
+    def pin(self, epoch: int | None) -> None:
+        """Give readers this epoch from now on; ``None``: follow the learner again."""
+        there = [] if epoch is None else [each.epoch for each in self.epochs()]
+        if epoch is not None and epoch not in there:
+            raise not_there(epoch, there)
+        with self._nodes.answering():
+            command = ("UNLINK", self._pin_key) if epoch is None else ("SET", self._pin_key, epoch)
+            self._nodes.run([command])
 
     def info(self) -> TableInfo:
         """Look at the epoch in view, for an operator: what it holds and how fresh it is."""
@@ -238,6 +315,14 @@ class RedisTable:
     def _head_key(self) -> str:
         return f"{self._namespace}:head"
 
+    @property
+    def _pin_key(self) -> str:
+        return f"{self._namespace}:pinned"
+
+    @property
+    def _flipped_key(self) -> str:
+        return f"{self._namespace}:flipped"
+
     def _get(self, key: str) -> bytes | None:
         (value,) = self._nodes.run([("GET", key)])
         assert value is None or isinstance(value, bytes)
@@ -250,12 +335,18 @@ class RedisTable:
 
     def _reader(self) -> _RedisReader:
         with self._nodes.answering():
-            head = self._read_head(self._get(self._head_key))
-        if head is None:
-            raise TableError(
-                f"nothing is published under {self._namespace!r} in the Redis at {self.where}: "
-                "start a learner that publishes there, or give --table for what a replay saved"
-            )
+            value, pin = self._nodes.run([("GET", self._head_key), ("GET", self._pin_key)])
+            head = self._read_head(value)
+            if head is None:
+                raise TableError(
+                    f"nothing is published under {self._namespace!r} in the Redis at {self.where}: "
+                    "start a learner that publishes there, or give --table for what a replay saved"
+                )
+            if pin is not None and int(pin) != head.epoch:
+                keys = _Keys(self._namespace, int(pin))
+                layout, barrier = self._nodes.run([("GET", keys.layout), ("GET", keys.barrier)])
+                if layout is not None and barrier is not None:
+                    head = _Head(ROW_LAYOUT, int(pin), msgspec.json.decode(layout, type=Layout))
         return _RedisReader(self._nodes, self._namespace, head)
 
     def _read_head(self, value: bytes | None) -> _Head | None:
@@ -269,6 +360,20 @@ class RedisTable:
                 "tidegraph, or another namespace"
             )
         return msgspec.json.decode(value, type=_Head)
+
+    def _forgotten_elsewhere(self, gone_users: Collection[str]) -> list[Command]:
+        """Return what takes users out of the other epochs that are kept."""
+        commands: list[Command] = []
+        if not gone_users:
+            return commands
+        (flipped,) = self._nodes.run([("SMEMBERS", self._flipped_key)])
+        told = encode_changes(Changes("", gone_users=frozenset(gone_users)))
+        for number in set(map(int, flipped)) - {self._epoch}:
+            keys = _Keys(self._namespace, number)
+            commands += [("UNLINK", keys.user(one), keys.seen(one)) for one in gone_users]
+            commands += _on_members("SREM", {keys.users: gone_users})
+            commands.append(("XADD", keys.changes, "NOMKSTREAM", "*", "ids", told))
+        return commands
 
     def _commands(self, layout: Layout, keys: _Keys, update: Update) -> list[Command]:
         """Return what writes an update, all but its barrier."""
@@ -289,10 +394,40 @@ class RedisTable:
             values[keys.weights] = encode_weights(update.weights)
         for user_id, item_ids in update.seen.items():
             members[keys.seen(user_id)] = item_ids
+        gone: list[Command] = [
+            *(
+                (keys.user(one), keys.seen(one), keys.user_attributes(one))
+                for one in update.gone_users
+            ),
+            *(
+                (keys.item(one), keys.covisited(one), keys.item_attributes(one))
+                for one in update.gone_items
+            ),
+        ]
+        left = {keys.users: update.gone_users, keys.items: update.gone_items}
+        for said, name, known, forgotten in (
+            (
+                update.user_attributes,
+                keys.user_attributes,
+                keys.described_users,
+                update.gone_users,
+            ),
+            (
+                update.item_attributes,
+                keys.item_attributes,
+                keys.described_items,
+                update.gone_items,
+            ),
+        ):
+            full = {one: attributes for one, attributes in said.items() if attributes}
+            values.update((name(one), encode_attributes(each)) for one, each in full.items())
+            members[known] = full
+            empty = [one for one in said if one not in full]
+            left[known] = [*forgotten, *empty]
+            gone += [(name(one),) for one in empty]
         return [
-            *(("UNLINK", keys.user(one), keys.seen(one)) for one in update.gone_users),
-            *(("UNLINK", keys.item(one), keys.covisited(one)) for one in update.gone_items),
-            *_on_members("SREM", {keys.users: update.gone_users, keys.items: update.gone_items}),
+            *(("UNLINK", *each) for each in gone),
+            *_on_members("SREM", left),
             *self._sets(values),
             *_on_members("SADD", members),
         ]
@@ -348,18 +483,23 @@ class RedisTable:
         return in_view
 
     def _retire(self) -> None:
-        """Let the older epochs run out, the one before after its readers are done."""
+        """Let the epochs that are not kept run out, each after its readers are done."""
+        pin, flipped = self._nodes.run([("GET", self._pin_key), ("SMEMBERS", self._flipped_key)])
+        numbers = sorted(map(int, flipped))
+        kept = {self._epoch, *numbers[-EPOCHS_KEPT:], *([] if pin is None else [int(pin)])}
         pattern = re.compile(re.escape(f"{self._namespace}:e").encode() + rb"(\d+):")
         for node in self._nodes.all():
             with node.pipeline(transaction=False) as pipe:
                 for key in node.scan_iter(match=f"{self._namespace}:e*", count=1_000):
                     found = pattern.match(key)
-                    if found is None or int(found[1]) >= self._epoch:
+                    if found is None or int(found[1]) >= self._epoch or int(found[1]) in kept:
                         continue
                     pipe.expire(key, READER_GRACE_S if key.endswith(b":barrier") else _ROW_GRACE_S)
                     if len(pipe) >= CHUNK:
                         pipe.execute()
                 pipe.execute()
+        dropped = [number for number in numbers if number not in kept]
+        self._nodes.run(list(_on_members("SREM", {self._flipped_key: map(str, dropped)})))
 
 
 class _RedisReader:
@@ -391,8 +531,7 @@ class _RedisReader:
         return decode_items(self.layout, known, values)
 
     def item_ids(self) -> list[str]:
-        _, (members,) = self._ask([("SMEMBERS", self._keys.items)])
-        return sorted(member.decode() for member in members)
+        return self._members(self._keys.items)
 
     def covisited(self, item_ids: Sequence[str]) -> dict[str, Covisited]:
         known, values = self._rows(item_ids, self._keys.covisited)
@@ -406,11 +545,54 @@ class _RedisReader:
         _, (value,) = self._ask([("GET", self._keys.weights)])
         return {} if value is None else decode_weights(value)
 
+    def item_attributes(self, item_ids: Sequence[str]) -> dict[str, Attributes]:
+        known, values = self._rows(item_ids, self._keys.item_attributes)
+        return dict(zip(known, map(decode_attributes, values), strict=True))
+
+    def user_attributes(self, user_ids: Sequence[str]) -> dict[str, Attributes]:
+        known, values = self._rows(user_ids, self._keys.user_attributes)
+        return dict(zip(known, map(decode_attributes, values), strict=True))
+
+    def all_item_attributes(self) -> dict[str, Attributes]:
+        return self.item_attributes(self._members(self._keys.described_items))
+
+    def all_user_attributes(self) -> dict[str, Attributes]:
+        return self.user_attributes(self._members(self._keys.described_users))
+
+    def report(self) -> dict[str, Any] | None:
+        _, (value,) = self._ask([("GET", self._keys.report)])
+        return None if value is None else decode_attributes(value)
+
+    def cursor(self) -> str:
+        _, (last,) = self._ask([("XREVRANGE", self._keys.changes, "+", "-", "COUNT", 1)])
+        return last[0][0].decode() if last else "0-0"
+
+    def changes(self, after: str, *, wait_ms: int = 0) -> Changes:
+        key = self._keys.changes
+        if not re.fullmatch(r"\d{1,19}-\d{1,19}", after, re.ASCII):
+            return Changes(self.cursor(), whole=True)
+        if wait_ms:
+            block = ("BLOCK", min(wait_ms, _WAIT_MS), "STREAMS", key, after)
+            server: Any = self._nodes.of(key)  # redis-py does not type all of it
+            with self._nodes.answering():
+                server.execute_command("XREAD", "COUNT", 1, *block)
+        # Whatever is still there, all after it is there too: entries are dropped from the oldest.
+        commands = [("XRANGE", key, f"({after}", "+"), ("XRANGE", key, after, after)]
+        _, (entries, known) = self._ask(commands)
+        if not known:
+            return Changes(self.cursor(), whole=True)
+        parts = [decode_changes(cursor.decode(), fields[b"ids"]) for cursor, fields in entries]
+        return joined(parts[-1].cursor if parts else after, parts)
+
     def sizes(self) -> tuple[Barrier, int, int]:
         """Return the barrier, and the numbers of users and items."""
         commands = [("SCARD", self._keys.users), ("SCARD", self._keys.items)]
         barrier, (users, items) = self._ask(commands)
         return barrier, int(users), int(items)
+
+    def _members(self, key: str) -> list[str]:
+        _, (members,) = self._ask([("SMEMBERS", key)])
+        return sorted(member.decode() for member in members)
 
     def _rows(
         self, ids: Sequence[str], name: Callable[[str], str]
@@ -442,6 +624,12 @@ class _RedisReader:
                     "take a new reader from the table"
                 )
             return msgspec.json.decode(value, type=Barrier), answers
+
+
+def _changed(keys: _Keys, changes: Changes) -> Command:
+    """Return what adds to the change feed."""
+    trimmed = "MAXLEN", CHANGES_KEPT, "*"
+    return ("XADD", keys.changes, *trimmed, "ids", encode_changes(changes))
 
 
 def _on_members(name: str, members: Mapping[str, Iterable[str]]) -> Iterator[Command]:

@@ -9,7 +9,7 @@ with the published vectors, bias and weights, and the features of :mod:`serving.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -17,15 +17,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import fusion
-from serving.catalogue import PAIR, UNKNOWN, Catalogue
+from serving.catalogue import PAIR, Catalogue
 from serving.rows import Recent
 
 _BLOCK: Final = 1 << 21
 """Scores computed at once: 8 MB, which stay in the processor's cache."""
 
+_LANE: Final = 64
+"""Scores of which only the greatest is looked at first."""
+
 
 def _nothing() -> NDArray[np.int64]:
     return np.empty(0, np.int64)
+
+
+class History(NamedTuple):
+    """A user's latest events, as far as co-visitation asks for them."""
+
+    rows: NDArray[np.int64]  # of the catalogue, of those trusted
+    trust: NDArray[np.float32]
+    length: int  # of all events
+    unplaced: bool  # whether a trusted one was not in the catalogue
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, recent: Sequence[Recent]) -> History:
+        """Return what there is to know of events, newest first as published."""
+        trust = fusion.trust(np.array([kind for _, kind, _ in recent], np.int8))
+        (trusted,) = np.nonzero(trust)
+        rows = catalogue.rows([recent[at][0] for at in trusted.tolist()])
+        there = rows >= 0
+        return cls(rows[there], trust[trusted[there]], len(recent), not there.all())
+
+
+NO_HISTORY: Final = History(np.empty(0, np.int64), np.empty(0, np.float32), 0, unplaced=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +60,8 @@ class Query:
     ----------
     vector
         Of the user, shape (D,).
-    recent
-        The user's latest events, newest first, as published.
+    history
+        The user's latest events.
     barred
         Rows that must not be in the list: what was seen, what is excluded. Unknown ones (-1) may
         be among them.
@@ -51,7 +75,7 @@ class Query:
     """
 
     vector: NDArray[np.float32]
-    recent: Sequence[Recent] = ()
+    history: History = NO_HISTORY
     barred: NDArray[np.int64] = field(default_factory=_nothing)
     only: NDArray[np.int64] | None = None
     allowed: NDArray[np.bool_] | None = None
@@ -63,6 +87,7 @@ class Ranked(NamedTuple):
 
     rows: NDArray[np.int64]  # of the catalogue
     scores: NDArray[np.float32]
+    covisited: NDArray[np.float32]  # what co-visitation adds to each score
 
 
 def recommend(
@@ -93,17 +118,23 @@ def recommend(
             everywhere.append(at)
             continue
         rows = _choice(query)
-        found[at] = _best(score(catalogue, query, rows, at_ms=at_ms), query.n, rows)
+        parts = explain(catalogue, query, rows, at_ms=at_ms)
+        best, scores = _best(_total(catalogue, rows, parts), query.n)
+        covisited = parts.get("covisitation")
+        found[at] = Ranked(rows[best], scores, scores * 0 if covisited is None else covisited[best])
     size = max(1, _BLOCK // max(1, len(catalogue)))
     for first in range(0, len(everywhere), size):
         block = everywhere[first : first + size]
         asked = [queries[at] for at in block]
-        scores = _score_all(catalogue, asked, at_ms)
-        for at, query, row in zip(block, asked, scores, strict=True):
+        near = _Near(catalogue, asked)
+        scores_of = _score_all(catalogue, asked, near, at_ms)
+        for place, (at, query) in enumerate(zip(block, asked, strict=True)):
+            row = scores_of[place]
             row[query.barred[query.barred >= 0]] = -np.inf
             if query.allowed is not None:
                 row[~query.allowed] = -np.inf
-            found[at] = _best(row, query.n)
+            best, scores = _best(row, query.n)
+            found[at] = Ranked(best, scores, near.part(place, best))
     return [found[at] for at in range(len(queries))]
 
 
@@ -114,10 +145,7 @@ def score(
 
     What the query bars or allows does not matter here.
     """
-    parts = explain(catalogue, query, rows, at_ms=at_ms)
-    scores: NDArray[np.float32] = np.sum(list(parts.values()), 0)
-    scores[~catalogue.known[rows]] = -np.inf
-    return scores
+    return _total(catalogue, rows, explain(catalogue, query, rows, at_ms=at_ms))
 
 
 def explain(
@@ -136,7 +164,7 @@ def explain(
     }
     near = _Near(catalogue, [query])
     if near.at.size:
-        parts["covisitation"] = near.factors[0] * fusion.covisitation(near.cosines[rows])
+        parts["covisitation"] = near.part(0, rows)
     return parts
 
 
@@ -148,7 +176,7 @@ class _Near:
     at
         Where in (B, N) laid flat they stand, some more than once.
     cosines
-        Trusted sums of cosines, (B * N,).
+        Trusted sums of cosines, (B * N,); empty if none of the queries has a history.
     factors
         The weight of co-visitation for each query, (B,).
 
@@ -156,38 +184,55 @@ class _Near:
 
     def __init__(self, catalogue: Catalogue, queries: Sequence[Query]) -> None:
         self.at, self.cosines = np.empty(0, np.int64), np.empty(0, np.float32)
+        self._n_items = len(catalogue)
         self.factors = np.zeros(len(queries), np.float32)
         if (weight := catalogue.weights.get("covisitation")) is None:
             return
-        lengths = np.array([len(query.recent) for query in queries])
+        lengths = np.array([query.history.length for query in queries], np.int64)
         self.factors = weight[fusion.length_class(lengths)]
-        present = np.arange(lengths.max(initial=0)) < lengths[:, None]  # (B, K)
-        kind = np.full(present.shape, -1, np.int8)
-        kind[present] = [kind for query in queries for _, kind, _ in query.recent]
-        past = np.full(present.shape, UNKNOWN, np.int64)
-        past[present] = catalogue.rows([one for query in queries for one, _, _ in query.recent])
-        trust = np.where(past >= 0, fusion.trust(kind), 0)
-        of, k = np.nonzero(trust)
-        lists = [catalogue.pairs(row) for row in past[of, k].tolist()]
-        if not lists:
+        past = np.concatenate([query.history.rows for query in queries])
+        if not past.size:
             return
+        lists = [catalogue.pairs(row) for row in past.tolist()]
+        trust = np.concatenate([query.history.trust for query in queries])
+        n_items, roots = len(catalogue), catalogue.roots
+        ones = np.array([query.history.rows.size for query in queries])
         pairs, sizes = np.concatenate(lists).view(PAIR), [len(each) for each in lists]
-        self.at = pairs["row"] + np.repeat(of * len(catalogue), sizes)
-        share = np.repeat(trust[of, k] * catalogue.roots[past[of, k]], sizes)
-        self.cosines = np.zeros(len(queries) * len(catalogue), np.float32)
-        np.add.at(self.cosines, self.at, share * pairs["weight"] * catalogue.roots[pairs["row"]])
+        others = pairs["row"]
+        self.at = others + np.repeat(np.repeat(np.arange(len(queries)) * n_items, ones), sizes)
+        share = np.repeat(trust * roots[past], sizes)
+        self.cosines = np.zeros(len(queries) * n_items, np.float32)
+        np.add.at(self.cosines, self.at, share * pairs["weight"] * roots[others])
+
+    def part(self, of: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what co-visitation adds to the scores of rows for one query."""
+        if not self.cosines.size:
+            return np.zeros(rows.shape, np.float32)
+        cosines = self.cosines[of * self._n_items + rows]
+        part: NDArray[np.float32] = self.factors[of] * fusion.covisitation(cosines)
+        return part
 
 
-def _score_all(catalogue: Catalogue, queries: Sequence[Query], at_ms: int) -> NDArray[np.float32]:
+def _score_all(
+    catalogue: Catalogue, queries: Sequence[Query], near: _Near, at_ms: int
+) -> NDArray[np.float32]:
     """Return the scores of all items, (B, N)."""
     scores = np.stack([query.vector for query in queries]) @ catalogue.vectors.T
     scores += catalogue.base(at_ms)
-    near = _Near(catalogue, queries)
     if near.at.size:
         flat = scores.ravel()  # a view
         factors = near.factors[near.at // len(catalogue)]
         # An item that stands there twice is read twice, then written twice with the same number.
         flat[near.at] += factors * fusion.covisitation(near.cosines[near.at])
+    return scores
+
+
+def _total(
+    catalogue: Catalogue, rows: NDArray[np.int64], parts: Mapping[str, NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Return scores from their parts, minus infinity for items not known."""
+    scores: NDArray[np.float32] = np.sum(list(parts.values()), 0)
+    scores[~catalogue.known[rows]] = -np.inf
     return scores
 
 
@@ -200,14 +245,22 @@ def _choice(query: Query) -> NDArray[np.int64]:
     return rows[~np.isin(rows, query.barred)]
 
 
-def _best(scores: NDArray[np.float32], n: int, rows: NDArray[np.int64] | None = None) -> Ranked:
-    """Return the ``n`` best of the finite scores; ``rows`` says whose they are."""
-    if n < scores.shape[0]:
+def _best(scores: NDArray[np.float32], n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return where the ``n`` best of the finite scores are, and these."""
+    n_lanes = scores.shape[0] // _LANE
+    if n_lanes > 2 * n:
+        # The n greatest of the lanes' maxima are n scores: none less than the least of them is
+        # among the n best. To look for it there takes half of what a partition of all takes.
+        tops = scores[: n_lanes * _LANE].reshape(_LANE, n_lanes).max(0)
+        least = np.partition(tops, n_lanes - n)[n_lanes - n]
+        found = np.flatnonzero(scores >= least)
+    elif n < scores.shape[0]:
         least = np.partition(scores, scores.shape[0] - n)[scores.shape[0] - n]
         # A first cut by values alone costs a third of argpartition, and keeps level items together.
         found = np.flatnonzero(scores >= least)
     else:
         found = np.arange(scores.shape[0])
-    found = found[scores[found] > -np.inf]
-    found = found[np.argsort(-scores[found], kind="stable")][:n]
-    return Ranked(found if rows is None else rows[found], scores[found])
+    best = scores[found]
+    order = np.argsort(-best, kind="stable")[:n]
+    order = order[best[order] > -np.inf]
+    return found[order], best[order]

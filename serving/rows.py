@@ -1,4 +1,4 @@
-"""The published rows and their bytes: row layout 1, described in ``docs/table.md``."""
+"""The published rows and their bytes: row layout 2, described in ``docs/table.md``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from stream.errors import TableError
 
-ROW_LAYOUT: Final = 1
-"""Version of everything in this module; a change to any byte makes it 2."""
+ROW_LAYOUT: Final = 2
+"""Version of everything in this module; a change to any byte makes it 3."""
 
 Recent = tuple[str, int, int]
 """One of a user's latest events: ``item_id``, feedback class, ``ts_ms``."""
+
+Attributes = dict[str, Any]
+"""What was said of one item or user: names and JSON values."""
 
 _NEVER: Final = np.empty(0, np.int64)
 _NUMBERS: Final[dict[str, str]] = {"fp16": "<f2", "fp32": "<f4"}
@@ -106,7 +109,7 @@ class Covisited(NamedTuple):
     """The items that go with one item, strongest first."""
 
     item_ids: Sequence[str]
-    weights: NDArray[np.float32]  # (m,), as of ts_ms
+    weights: NDArray[np.float32]  # (m,), of the pairs, as of ts_ms
     ts_ms: int
 
 
@@ -243,7 +246,7 @@ def encode_covisited(row: Covisited) -> bytes:
 def decode_covisited(value: bytes) -> Covisited:
     """Return the list of :func:`encode_covisited`."""
     _, ts_ms, item_ids, weights = msgspec.msgpack.decode(
-        value, type=tuple[Literal[1], int, list[str], bytes]
+        value, type=tuple[Literal[2], int, list[str], bytes]
     )
     return Covisited(item_ids, np.frombuffer(weights, "<f4").astype(np.float32), ts_ms)
 
@@ -264,6 +267,16 @@ def decode_weights(value: bytes) -> dict[str, NDArray[Any]]:
         name: np.frombuffer(data, dtype).reshape(shape).copy()
         for name, (dtype, shape, data) in packed.items()
     }
+
+
+def encode_attributes(attributes: Mapping[str, Any]) -> bytes:
+    """Return attributes as JSON."""
+    return msgspec.json.encode(attributes)
+
+
+def decode_attributes(value: bytes) -> Attributes:
+    """Return the attributes of :func:`encode_attributes`."""
+    return msgspec.json.decode(value, type=Attributes)
 
 
 def _read(

@@ -50,7 +50,7 @@ def _invalid(value: bytes, message: str) -> BadEvent:
     if missing := re.fullmatch("Object missing required field `(.*)`", message):
         return BadEvent("invalid: this field is missing", f"$.{missing[1]}")
     problem, _, place = message.partition(" - at `")
-    where = place.removesuffix("`") or "$"
+    where = place.replace("`", "") or "$"  # a wrong name comes as key` in `$.attributes`
     if where.endswith("[...]"):
         where = _entry(value, where.removeprefix("$.").removesuffix("[...]"))
     return BadEvent(f"invalid: {_uncapitalised(problem)}", where)
@@ -58,7 +58,9 @@ def _invalid(value: bytes, message: str) -> BadEvent:
 
 def _entry(value: bytes, field: str) -> str:
     """Find the first entry of a map that is not of the map's type: msgspec does not name it."""
-    wanted = float if field == "signals" else str
+    wanted = {"signals": float, "context": str}.get(field)
+    if wanted is None:  # a map of several types, told as a whole
+        return f"$.{field}"
     for name, raw in getattr(msgspec.json.decode(value, type=_Maps), field).items():
         try:
             msgspec.json.decode(raw, type=wanted)

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "N_CLASSES",
     "SCHEMA_VERSION",
     "DeadLetter",
+    "Described",
     "Erasure",
     "Feedback",
     "FeedbackBatch",
@@ -35,6 +36,7 @@ __all__ = [
     "Kind",
     "Label",
     "Retraction",
+    "decode_described",
     "decode_feedback",
     "decode_interaction",
     "digest_id",
@@ -248,6 +250,32 @@ class Feedback(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     request_id: str | None = None
     retracts: str | None = None
     target_ts_ms: int | None = None
+
+
+AttributeName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+AttributeValue = str | int | float | bool | None | list[str | int | float | bool]
+
+
+class Described(msgspec.Struct, frozen=True):
+    """What a client says about an item or a user, in the topic ``items`` or ``users``.
+
+    The key of the record is the id; a record without a value takes back all that was said.
+
+    Parameters
+    ----------
+    v
+        Version of the schema.
+    attributes
+        By name; they replace those that were said before, all of them.
+
+    """
+
+    v: int
+    attributes: dict[AttributeName, AttributeValue]
+
+    def __post_init__(self) -> None:
+        """Refuse another version."""
+        _check(self, (), ())
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
@@ -502,6 +530,25 @@ def decode_feedback(value: bytes) -> Feedback | Erasure:
         raise
 
 
+def decode_described(value: bytes) -> Described | None:
+    """Read a record of the topic ``items`` or ``users``; ``None`` is a tombstone.
+
+    Raises
+    ------
+    BadEvent
+        If it is something else.
+
+    Examples
+    --------
+    >>> decode_described(b'{"v":1,"attributes":{"tag":["sea","art"]}}')
+    Described(v=1, attributes={'tag': ['sea', 'art']})
+    >>> decode_described(b"") is None
+    True
+
+    """
+    return decode(_described, value) if value else None
+
+
 def read_feedback(values: Sequence[bytes]) -> tuple[FeedbackBatch, list[Erasure]]:
     """Read records of the topic ``feedback``: the events as columns, and who wants to be forgotten.
 
@@ -545,6 +592,7 @@ _retraction = msgspec.json.Decoder(Retraction)
 _erasure = msgspec.json.Decoder(Erasure)
 _feedback = msgspec.json.Decoder(Feedback)
 _columns = msgspec.json.Decoder(_Columns)
+_described = msgspec.json.Decoder(Described)
 _shape = msgspec.json.Decoder(_Shape)
 _SHAPES: dict[str, msgspec.json.Decoder[Any]] = {
     "signals": _interaction,

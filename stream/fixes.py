@@ -155,21 +155,26 @@ def load_fixes(path: Path, check_when: Callable[[str], None]) -> Fixes:
             check_when(fix.when)
         except ValueError as error:
             raise BadRules(f"{place}: when = {fix.when!r}: {error}") from error
-        if not (fix.rename or fix.scale or fix.cast or fix.set):
-            raise BadRules(f"{place}: changes nothing; want rename, scale, cast or set")
-        for field in (*fix.rename, *fix.scale, *fix.cast):
-            _check_field(field, place, star=field not in fix.rename)
-        for field in (*fix.rename.values(), *fix.set):
-            _check_field(field, place, star=False)
-        for field, factor in fix.scale.items():
-            if not math.isfinite(factor) or factor == 0:
-                raise BadRules(f"{place}: want a factor for {field} that is not 0, got {factor}")
-        for field, value in fix.set.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise BadRules(f"{place}: want a finite number for {field}, got {value}")
+        check_fix(fix, place)
     if not file.fix:
         raise BadRules(f"{path}: want at least one [[fix]], got none")
     return Fixes(tuple(file.fix))
+
+
+def check_fix(fix: Fix, place: str) -> None:
+    """Raise :class:`BadRules` if a correction must not be used, whatever its condition."""
+    if not (fix.rename or fix.scale or fix.cast or fix.set):
+        raise BadRules(f"{place}: changes nothing; want rename, scale, cast or set")
+    for field in (*fix.rename, *fix.scale, *fix.cast):
+        _check_field(field, place, star=field not in fix.rename)
+    for field in (*fix.rename.values(), *fix.set):
+        _check_field(field, place, star=False)
+    for field, factor in fix.scale.items():
+        if not math.isfinite(factor) or factor == 0:
+            raise BadRules(f"{place}: want a factor for {field} that is not 0, got {factor}")
+    for field, value in fix.set.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadRules(f"{place}: want a finite number for {field}, got {value}")
 
 
 def _check_field(field: str, place: str, *, star: bool) -> None:

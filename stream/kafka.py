@@ -341,8 +341,10 @@ class KafkaLog:
         if lost:
             raise self._faults.of(lost[0], f"{doing}: {len(lost)} entries")
 
-    def read(self, topic: str, positions: Mapping[int, int], *, limit: int) -> list[Record]:
-        """Return up to ``limit`` records; waits for the first, but not longer than ``wait_s``.
+    def read(
+        self, topic: str, positions: Mapping[int, int], *, limit: int, wait: bool = True
+    ) -> list[Record]:
+        """Return up to ``limit`` records; may wait for the first, but not longer than ``wait_s``.
 
         Reading on where the last read of a topic ended is cheap; going elsewhere is not.
 
@@ -358,7 +360,7 @@ class KafkaLog:
         if reader is None:
             self.partitions(topic)  # raises where there is none; the reader would wait for it
             reader = self._readers[topic] = _Reader(self._kafka, topic, self._faults)
-        return reader.read(positions, limit, self._wait_s)
+        return reader.read(positions, limit, self._wait_s if wait else 0.0)
 
     def start(self, topic: str) -> Positions:
         """Return the position of the first record that every partition still has."""

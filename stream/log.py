@@ -43,11 +43,14 @@ class Log(Protocol):
         """Add ``(key, value)`` entries at the end, with the same headers on each."""
         ...
 
-    def read(self, topic: str, positions: Mapping[int, int], *, limit: int) -> list[Record]:
+    def read(
+        self, topic: str, positions: Mapping[int, int], *, limit: int, wait: bool = True
+    ) -> list[Record]:
         """Return up to ``limit`` records from ``positions`` on, of these partitions alone.
 
         Records of one partition are in order and without a gap; an empty list says that there is
-        nothing more yet. Positions are the caller's: see :func:`advance`.
+        nothing more yet, for which a broker is given a moment if ``wait``. Positions are the
+        caller's: see :func:`advance`.
 
         Raises
         ------
@@ -187,8 +190,10 @@ class MemoryLog:
             record = Record(topic, number, partition.end, key, value, timestamp_ms, marked)
             partition.records.append(record)
 
-    def read(self, topic: str, positions: Mapping[int, int], *, limit: int) -> list[Record]:
-        """Return up to ``limit`` records, of each partition a share.
+    def read(
+        self, topic: str, positions: Mapping[int, int], *, limit: int, wait: bool = True
+    ) -> list[Record]:
+        """Return up to ``limit`` records, of each partition a share; there is no wait.
 
         Raises
         ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from stream.errors import BadSettings
 
 _PREFIX: Final = "TIDEGRAPH_"
 _HIDDEN: Final = "***"
+_SECRET: Final = ("password", "jwt_key", "pseudonym_key", "snapshot_key")
+_LOGIN: Final = re.compile("//.*@")
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -24,12 +27,23 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One table of the file."""
 
     def __repr__(self) -> str:
-        """Show what is set, without passwords."""
-        shown = {
-            name: _HIDDEN if name.endswith("password") and value else value
-            for name, value in msgspec.structs.asdict(self).items()
-        }
+        """Show what is set, without passwords and keys."""
+        shown = {name: _shown(name, value) for name, value in msgspec.structs.asdict(self).items()}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return a value as it may be printed.
+
+    Examples
+    --------
+    >>> _shown("password", "opensesame"), _shown("url", "redis://me:opensesame@10.0.0.1/0")
+    ('***', 'redis://***@10.0.0.1/0')
+
+    """
+    if name in _SECRET:
+        return value and _HIDDEN
+    return _LOGIN.sub(f"//{_HIDDEN}@", value) if isinstance(value, str) else value
 
 
 class KafkaSettings(_Section, frozen=True):
@@ -129,6 +143,9 @@ class LearnerSettings(_Section, frozen=True):
         Events behind the end of the log at which a learner that catches up counts as ready.
     port
         Of the metrics; 0 takes any free one.
+    snapshot_key, snapshot_key_file
+        64 hexadecimal digits with which snapshots are encrypted, or the file that holds them;
+        without either they are not encrypted.
     seed, device
         Of the model; an empty device is ``cuda`` where there is one.
 
@@ -143,6 +160,8 @@ class LearnerSettings(_Section, frozen=True):
     idle_s: Positive = 0.5
     ready_lag: Count = 1_000
     port: Port = 6067
+    snapshot_key: str = ""
+    snapshot_key_file: str = ""
     seed: int = 0
     device: Literal["", "cpu", "cuda"] = ""
 
@@ -185,6 +204,30 @@ class ServingSettings(_Section, frozen=True):
         readiness fails.
     exact_up_to
         Items up to which every list is exact; beyond, candidates come from an index.
+    request_s
+        How long an answer may take.
+    max_body_bytes
+        Greatest body of a request.
+    cert_file, key_file
+        PEM files for TLS; without them the API speaks plain HTTP.
+    keys_file
+        Hashed API keys, as ``tidegraph keys new`` makes them. Without this file and without
+        ``jwt_key``, everybody on this machine may do everything, and nobody else can connect.
+    jwt_key, jwt_key_file
+        The public key (PEM) or the secret by which JSON Web Tokens are checked, or its file;
+        without either no tokens are taken.
+    jwt_algorithm, jwt_issuer, jwt_audience
+        What a token must be signed with, by whom, and for whom.
+    requests_per_s
+        Of one key or token, at most, where its key has no limit of its own; 0 is no limit. What
+        was not used for a second may come at once.
+    audit_file
+        Where actions of operators are written down, one JSON object on each line.
+    cors_origins
+        Of other web sites whose pages may read answers, as ``https://shop.example``.
+    pseudonym_key, pseudonym_key_file
+        64 hexadecimal digits with which user ids become pseudonyms before they reach Kafka, or the
+        file that holds them; without either they are taken as they are.
 
     """
 
@@ -193,6 +236,21 @@ class ServingSettings(_Section, frozen=True):
     workers: Count = 1
     stale_s: Positive = 60.0
     exact_up_to: Count = 200_000
+    request_s: Positive = 10.0
+    max_body_bytes: Count = 16_777_216
+    cert_file: str = ""
+    key_file: str = ""
+    keys_file: str = "var/keys.json"
+    jwt_key: str = ""
+    jwt_key_file: str = ""
+    jwt_algorithm: Literal["EdDSA", "RS256", "HS256"] = "EdDSA"
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    requests_per_s: Annotated[float, msgspec.Meta(ge=0)] = 10_000.0
+    audit_file: str = "var/audit.jsonl"
+    cors_origins: tuple[str, ...] = ()
+    pseudonym_key: str = ""
+    pseudonym_key_file: str = ""
 
 
 class Settings(_Section, frozen=True):
@@ -249,7 +307,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
             if variable in environ:
                 value: Any = environ[variable]
                 if each.type == tuple[str, ...]:
-                    value = [part.strip() for part in value.split(",")]
+                    value = [part.strip() for part in value.split(",") if part.strip()]
                 tables.setdefault(section.name, {})[each.name] = value
                 settings = _checked(tables, variable)
     return settings

@@ -18,7 +18,10 @@ LATE: Final = "interactions.late"
 TYPED: Final = (INTERACTIONS, FEEDBACK, DEAD, LATE)
 """Topics that must have the same number of partitions: a record stays in its own."""
 
-COMPACTED: Final = ("items", "users")
+ITEMS: Final = "items"
+USERS: Final = "users"
+
+COMPACTED: Final = (ITEMS, USERS)
 """Topics of which only the newest record of each key counts."""
 
 TOPICS: Final = (*TYPED, *COMPACTED, "class-counts")

@@ -17,12 +17,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from stream.commits import Commit, committed_offsets
 from stream.errors import BadPosition, BadSettings, LogError
-from stream.events import Feedback, encode
+from stream.events import Erasure, Feedback, encode
 from stream.intake import Accounting, Intake, IntakeResult
 from stream.kafka import APPENDED_MS, TYPED_MS, WAIT_S, Faults, KafkaLog, librdkafka, record_of
 from stream.log import Record
 from stream.settings import Settings
-from stream.topics import DEAD, FEEDBACK, INTERACTIONS, LATE, TYPED
+from stream.topics import DEAD, FEEDBACK, INTERACTIONS, LATE, TYPED, USERS
 from stream.typing_rules import load_rules
 
 REASON, ORIGIN = "reason", "origin"
@@ -33,6 +33,9 @@ TRANSACTION_S: Final = 10.0
 
 SESSION_S: Final = 6.0
 """A worker that is silent for so long loses its partitions to the others."""
+
+_BY_KEY: Final = -1
+"""The partition that follows from a record's key."""
 
 _IDLE_S: Final = 0.1  # how soon a call to stop is heard
 _GATHER_S: Final = 0.01  # how long a transaction waits for more records than the first
@@ -137,10 +140,11 @@ class StreamWorker:
 
     Notes
     -----
-    One transaction holds the feedback of a batch, its dead letters, late events, the offsets behind
-    it and, as their metadata, what the next owner needs to go on (:class:`stream.commits.Commit`).
-    A worker that lost its partitions cannot commit: the broker refuses the generation of the
-    group that it names (see :meth:`_group`). So what was read twice is never written twice.
+    One transaction holds the feedback of a batch, its dead letters, late events, the tombstones in
+    ``users`` of who is to be forgotten, the offsets behind it and, as their metadata, what the next
+    owner needs to go on (:class:`stream.commits.Commit`). A worker that lost its partitions cannot
+    commit: the broker refuses the generation of the group that it names (see :meth:`_group`). So
+    what was read twice is never written twice.
     It then joins the group anew, and begins at what is committed. Whatever else fails, :meth:`run`
     raises: the process ends, and the next one begins there.
 
@@ -326,7 +330,7 @@ class StreamWorker:
     def _write(
         self, producer: Producer, records: Sequence[Record], result: IntakeResult, typed_ms: bytes
     ) -> None:
-        feedback, dead, late = (self._kafka.topic(topic) for topic in (FEEDBACK, DEAD, LATE))
+        feedback, dead, late, users = map(self._kafka.topic, (FEEDBACK, DEAD, LATE, USERS))
         headers: list[tuple[str, str | bytes | None]] = []
         typed, appended_ms = (TYPED_MS, typed_ms), -1
         for origin, event in zip(result.origins, result.feedback, strict=True):
@@ -334,6 +338,8 @@ class StreamWorker:
                 appended_ms = origin.timestamp_ms
                 headers = [(APPENDED_MS, b"%d" % appended_ms), typed]
             _produce(producer, feedback, encode(event), origin.key, origin.partition, headers)
+            if isinstance(event, Erasure):  # what was said of the user goes too
+                _produce(producer, users, None, origin.key, _BY_KEY, [])
         keys = {record.offset: record.key for record in records} if result.dead else {}
         for letter in result.dead:
             key = keys[letter.offset]
@@ -417,6 +423,7 @@ class StreamWorker:
             "compression.type": self._kafka.compression,
             # The topics say what is too large: see stream.topics.config.
             "message.max.bytes": min(1_000_000_000, 4 * self._kafka.max_record_bytes + 65_536),
+            "partitioner": "murmur2_random",  # as stream.log.partition_of, where none is named
             "delivery.report.only.error": True,  # a commit tells of them all
             "linger.ms": 5,
         }
@@ -425,7 +432,7 @@ class StreamWorker:
 def _produce(
     producer: Producer,
     topic: str,
-    value: bytes,
+    value: bytes | None,
     key: bytes | None,
     partition: int,
     headers: list[tuple[str, str | bytes | None]],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from deploy import local
 from deploy.service import Service, docker_answers, free_port, wait_until
 from stream.settings import RedisSettings
 from tests.certificates import certificates
+from tests.programs import program
 
 ADDRESS: Final = "TIDEGRAPH_TEST_REDIS"
 """Environment variable with the address of a Redis that the tests may write to."""
@@ -48,7 +47,7 @@ def redis_server(folder: Path) -> Iterator[str]:
         return
     url = os.environ.get(ADDRESS, "redis://127.0.0.1:0/0")
     if ADDRESS not in os.environ:
-        program()
+        redis_program()
     with local.redis_server(RedisSettings(url=url), folder) as settings:
         yield settings.url
 
@@ -66,7 +65,7 @@ def container() -> Iterator[str]:
 @contextmanager
 def redis_with_password(folder: Path) -> Iterator[RedisSettings]:
     """Run a Redis that asks for a password."""
-    program()
+    redis_program()
     asked = RedisSettings(url="redis://127.0.0.1:0/0", password=secrets.token_hex(8))
     with local.redis_server(asked, folder) as settings:
         yield settings
@@ -168,28 +167,12 @@ def process(
         except redis.RedisError:
             return False
 
-    command = [program(), str(configuration), *(["--sentinel"] if sentinel else [])]
+    command = [redis_program(), str(configuration), *(["--sentinel"] if sentinel else [])]
     with Service("redis", command, folder, answers=answers) as service:
         yield service
 
 
-def program() -> str:
-    """Return the path of redis-server, installed from the distribution where it is missing."""
-    found = shutil.which("redis-server")
-    if found is not None:
-        return found
-    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    package = ["install", "-y", "--no-install-recommends", "redis-server"]
-    for arguments in (["update"], package):
-        command = [*as_root, "apt-get", *arguments]
-        try:
-            subprocess.run(command, env=environment, check=True, timeout=600)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise RuntimeError(
-                f"the tests need a Redis and this machine gives none: set "
-                f"{ADDRESS}=redis://host:port/db, start Docker, or install redis-server ({error})"
-            ) from error
-    found = shutil.which("redis-server")
-    assert found is not None
-    return found
+def redis_program() -> str:
+    """Return the path of redis-server, installed where it is missing."""
+    other = f"set {ADDRESS}=redis://host:port/db, start Docker, or "
+    return program("redis-server", otherwise=other)

@@ -9,7 +9,7 @@ RUN useradd --system --create-home --uid 10001 tidegraph \
 WORKDIR /app
 COPY constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt \
-    click confluent-kafka kafka-python msgspec numba numpy polars prometheus-client redis \
+    click confluent-kafka cryptography kafka-python msgspec numba numpy polars prometheus-client redis \
     river torch
 
 COPY tidegraph.py ./

@@ -302,6 +302,12 @@ class STAHawkes:
             np.concatenate([candidates, past, view.items]),
         )
 
+    def forget(self, user: int) -> None:
+        """Make the user's row that of a user who has done nothing yet."""
+        self._known = None
+        if user < self._users.n_rows:
+            self._users.reset(user)
+
     def item_vectors(self, view: View, items: NDArray[np.int64]) -> Vectors:
         """Return :math:`z_i` and :math:`b_i` as of the view's start."""
         self._grow(view)

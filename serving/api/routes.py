@@ -35,8 +35,7 @@ class Principal:
     role: Role = Role.OPERATOR
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):  # made for each request: a dataclass is slow
     """A request that was let in, read and checked.
 
     Parameters
@@ -54,10 +53,10 @@ class Call:
 
     """
 
-    path: Mapping[str, str] = field(default_factory=dict)
+    path: Mapping[str, str] = {}
     query: Any = None
     body: Any = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     principal: Principal = Principal()
 
 
@@ -103,6 +102,9 @@ class Route:
     query, body, answer
         The structs that are read and sent; the OpenAPI document describes them. ``query`` has
         fields of text, numbers, booleans and lists of these (repeated parameters).
+    raw
+        The handler reads the body itself, as where one wrong entry of many must not refuse the
+        others: ``Call.body`` is the bytes as they came, and ``body`` describes them.
     status
         Of the usual answer.
     problems
@@ -120,6 +122,7 @@ class Route:
     query: type[msgspec.Struct] | None = None
     body: Any = None
     answer: Any = None
+    raw: bool = False
     status: int = 200
     problems: tuple[int, ...] = ()
     tag: str = "recommendations"

@@ -79,7 +79,7 @@ def test_our_services_run_commands_with_settings_that_exist(name: str) -> None:
     assert {key for key in variables if key.startswith("TIDEGRAPH_")} <= VARIABLES
     settings = load_settings(environ=variables)
     # A port that is published or asked for its health is the one that is listened on.
-    listened = {settings.stream.port, settings.learner.port}
+    listened = {settings.stream.port, settings.learner.port, settings.serving.port}
     text = " ".join([*service.get("ports", []), *service.get("healthcheck", {}).get("test", [])])
     asked = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", text)}
     assert asked <= listened

@@ -108,6 +108,39 @@ def test_a_loss_that_changes_is_seen_as_drift() -> None:
     assert prequential.drifts["loss"] > 0
 
 
+def test_an_alarm_says_when_it_was_and_after_how_many_events() -> None:
+    ranked = Ranked(1.0).follow(checkerboard(160))
+    prequential, newest_ms = ranked.prequential, ranked.learner.graph.newest_ms
+    for at in range(2_000):
+        prequential.learned(1.0 if at < 1_000 else 3.0)
+    assert prequential.alarms
+    assert prequential.alarms[-1] == ("loss", newest_ms, 160)
+    again = Ranked(1.0).prequential
+    again.restore(prequential.state())
+    assert again.alarms == prequential.alarms
+
+
+def test_quality_is_kept_by_hour_of_the_stream_for_two_days() -> None:
+    hour = 3_600
+    batches = [
+        feedback([(0, at % 7, at * hour, Kind.IMPLICIT_POSITIVE), (1, 8, at * hour, Kind.NONE)])
+        for at in [*range(60), 30]
+    ]
+    ranked = Ranked(1.0).follow(batches[:40])
+    hours = ranked.prequential.hours
+    assert [each.ranked for each in hours] == [1] * 40
+    assert sum(each.hits for each in hours) == pytest.approx(
+        40 * ranked.prequential.hit_ratio.value
+    )
+    assert sum(each.gain for each in hours) == pytest.approx(40 * ranked.prequential.ndcg.value)
+    ranked.follow(batches[40:])
+    hours = ranked.prequential.hours
+    assert [each.hour_ms for each in hours] == sorted(each.hour_ms for each in hours)
+    assert [each.ranked for each in hours] == [1] * 18 + [2] + [1] * 29  # the late one too
+    assert hours[-1].hour_ms - hours[0].hour_ms == 47 * 3_600_000
+    assert hours[0].hour_ms % 3_600_000 == 0
+
+
 def test_a_step_without_positives_says_nothing() -> None:
     ranked = Ranked(1.0).follow([feedback([(0, 0, 0, Kind.NONE)])])
     assert ranked.prequential.hit_ratio.n == ranked.prequential.loss.n == 0

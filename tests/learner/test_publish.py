@@ -14,7 +14,7 @@ from learner.online import OnlineLearner
 from learner.publish import Publisher
 from serving.table import MemoryTable, Reader, Update
 from stream.errors import TableError, TableLost
-from stream.events import FeedbackBatch, Kind
+from stream.events import Feedback, FeedbackBatch, Kind
 
 GRAPH = GraphConfig()
 DIM = 8
@@ -122,23 +122,68 @@ def test_counts_can_be_carried_to_any_later_time(live: Live) -> None:
     reader, graph = live.published(), live.graph
     later_ms = graph.newest_ms + 5 * 3_600_000
     counts = reader.items(live.item_ids).counts_at(later_ms, reader.layout)
-    want = np.hstack([sums.at(later_ms, graph.n_items) for sums in (graph.positives, graph.shown)])
-    np.testing.assert_allclose(counts, want, rtol=1e-9)
+    sums = [sums.at(later_ms, graph.n_items) for sums in (graph.positives, graph.shown)]
+    masses = graph.covisitation.masses(later_ms, graph.n_items)
+    np.testing.assert_allclose(counts, np.column_stack([*sums, masses]), rtol=1e-9)
     names = [count.name for count in reader.layout.counts]
     half_lives = GRAPH.half_lives_ms
-    assert names == [f"{what}_{ms}" for what in ("positives", "shown") for ms in half_lives]
+    want = [f"{what}_{ms}" for what in ("positives", "shown") for ms in half_lives]
+    assert names == [*want, "pairs"]
 
 
-def test_covisited_lists_are_the_graphs(live: Live) -> None:
-    lists = live.published().covisited(live.item_ids)
+def test_covisited_lists_and_masses_give_the_graphs_cosines(live: Live) -> None:
+    reader = live.published()
+    lists, items = reader.covisited(live.item_ids), reader.items(live.item_ids)
     assert lists
+    masses = dict(zip(items.ids, items.counts[:, -1], strict=True))
     for row, item_id in enumerate(live.item_ids):
         others, cosines = live.graph.covisitation.neighbours(row)
         if others.size == 0:
             assert item_id not in lists
             continue
-        assert list(lists[item_id].item_ids) == live.graph.items.ids_of(others)
-        np.testing.assert_array_equal(lists[item_id].weights, cosines)
+        found = lists[item_id]
+        assert (np.diff(found.weights) <= 0).all()  # strongest first
+        assert found.ts_ms == live.graph.newest_ms
+        roots = np.sqrt([masses[item_id] * masses[other] for other in found.item_ids])
+        want = dict(zip(live.graph.items.ids_of(others), cosines.tolist(), strict=True))
+        got = dict(zip(found.item_ids, (found.weights / roots).tolist(), strict=True))
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_a_users_latest_events_of_all_kinds_are_published_newest_first() -> None:
+    kinds = list(Kind)[:4]
+    events = [(0, at % 5, at, kinds[at % 4]) for at in range(GRAPH.k_user + 3)]
+    live = Live().follow([feedback(events), feedback([(1, 0, 900, Kind.NONE)])])
+    recent = live.published().users(["u0", "u1"]).recent
+    newest_first = sorted(events, key=lambda event: -event[2])[: GRAPH.k_user]
+    first_ms = live.graph.newest_ms - 900_000
+    assert list(recent[0]) == [
+        (f"i{item}", int(kind), first_ms + 1_000 * at) for _, item, at, kind in newest_first
+    ]
+    assert list(recent[1]) == []
+
+
+def test_a_history_no_longer_holds_what_was_retracted() -> None:
+    live = Live().follow([feedback([(0, 1, 5, Kind.IMPLICIT_POSITIVE), (0, 2, 6, Kind.NONE)])])
+    (event,) = live.published().users(["u0"]).recent[0]
+    taken_back = Feedback(
+        1, "r", "u0", "i1", event[2] + 10_000, "retraction", 1.0,
+        target_ts_ms=event[2], retracts="000005-0-1",
+    )  # fmt: skip
+    live.follow([FeedbackBatch.from_feedback([taken_back])])
+    assert list(live.published().users(["u0"]).recent[0]) == []
+
+
+def test_an_items_row_is_written_again_when_its_mass_changes(live: Live) -> None:
+    live.published()
+    live.now_ms = 2_000
+    step = live._learner.step(feedback([(0, 2, 900, Kind.IMPLICIT_POSITIVE)]))
+    live.publisher.touched(step.view, step.users, step.items[:0])  # whatever the model touched
+    reader = live.published()
+    rows = reader.items(live.item_ids)
+    masses = live.graph.covisitation.masses(live.graph.newest_ms, live.graph.n_items)
+    counts = rows.counts_at(live.graph.newest_ms, reader.layout)
+    np.testing.assert_allclose(counts[:, -1], masses, rtol=1e-6)
 
 
 def test_seen_sets_grow_with_every_publish(live: Live) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -84,11 +85,12 @@ class Driver:
         *,
         table: Table | None = None,
         start: Start = "snapshot",
+        graph: GraphConfig | None = None,
         **changes: object,
     ) -> None:
         self.table = MemoryTable() if table is None else table
         self.worker = LearnerWorker(
-            told(folder, **changes), log, self.table, start=start, model=MODEL
+            told(folder, **changes), log, self.table, start=start, model=MODEL, graph=graph
         )
 
     def until(self, wish: Callable[[LearnerWorker], bool], *, deadline_s: float = 300.0) -> Driver:
@@ -193,7 +195,9 @@ def test_a_partition_that_is_behind_is_waited_for(tmp_path: Path) -> None:
 
         asked = 0
 
-        def read(self, topic, positions, *, limit):  # type: ignore[no-untyped-def]
+        def read(self, topic, positions, *, limit, wait=True):  # type: ignore[no-untyped-def]
+            if topic != TOPIC:
+                return []
             self.asked += 1
             held = {0} if self.asked < 20 else set()
             return super().read(
@@ -324,7 +328,8 @@ def test_a_table_that_was_emptied_gets_everything_in_a_new_epoch(tmp_path: Path)
             return False
         epochs.append(table.reader().epoch)
         if len(epochs) == 1:
-            table._current, table.failure = None, TableLost
+            table._flipped.clear()
+            table.failure = TableLost
             log.append(TOPIC, entries(1, first=200), timestamp_ms=0)
             worker.metrics.values["ready"] = 0
             return False
@@ -467,3 +472,45 @@ def test_how_fresh_rows_are_is_measured_by_stage(tmp_path: Path) -> None:
     assert (up_to("read", "30.0"), up_to("read", "60.0")) == (0, 64)
     assert up_to("learned", "30.0") == 64
     assert up_to("published", "30.0") == 64
+
+
+def test_what_the_learner_tells_about_itself_is_read_beside_its_rows(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, filled(entries(300)), ranked_share=1.0)
+    reports: list[dict[str, Any]] = []
+
+    def look(worker: LearnerWorker) -> bool:
+        worker._report_at_s = 0.0  # told each turn
+        if not caught_up(worker):
+            return False
+        reports.append(driver.table.reader().report() or {})
+        return bool(reports[-1]["ready"]) and reports[-1]["lag_records"] == 0
+
+    driver.until(look)
+    told, worker = reports[-1], driver.worker
+    assert (told["phase"], told["events"], told["model"]) == ("following", 300, worker._fingerprint)
+    assert told["watermark_ms"] == worker.graph.newest_ms
+    assert sum(told["classes"].values()) == 300
+    assert told["hit_ratio_at_10"] == pytest.approx(worker.prequential.hit_ratio.value)
+    assert sum(hour["ranked"] for hour in told["hours"]) == worker.prequential.hit_ratio.n > 0
+    counted = worker.metrics.freshness_s["total"].counts.tolist()
+    assert told["freshness"]["total"]["counts"] == counted
+    again = Driver(tmp_path, MemoryLog(3)).worker
+    again._restore(worker._state())
+    assert again._classes.tolist() == worker._classes.tolist()
+
+
+class Deaf(MemoryTable):
+    """A table that takes rows, but not what the learner tells about itself."""
+
+    told = 0
+
+    def tell(self, report: Mapping[str, Any]) -> None:
+        self.told += 1
+        raise TableError("as told")
+
+
+def test_a_table_that_cannot_be_told_anything_does_not_stop_the_learner(tmp_path: Path) -> None:
+    table = Deaf()
+    Driver(tmp_path, filled(entries(300)), table=table).until(caught_up)
+    assert table.told >= 1
+    assert table.reader().report() is None

@@ -6,14 +6,11 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from graph_store.graph import DAY_MS, GraphConfig, TemporalGraph
 from learner.models.sta_hawkes import PARTS, STAHawkes, STAHawkesConfig
 from learner.online import OnlineLearner
 from learner.publish import Publisher
-from serving.catalogue import PAIRS
-from serving.rows import Count, Covisited, ItemRows, UserRows
 from serving.table import MemoryTable, Update
 from stream.events import Feedback, FeedbackBatch, Kind
 
@@ -38,49 +35,6 @@ def events(n: int, *, n_users: int = 40, n_items: int = 90, seed: int = 0) -> li
     return [
         FeedbackBatch.from_feedback(log[first : first + 16]).in_order() for first in range(0, n, 16)
     ]
-
-
-class _Serving(Publisher):
-    """Publishes histories, masses and unscaled pairs besides."""
-
-    def _user_rows(self, users: NDArray[np.int64]) -> UserRows:
-        graph = self._graph
-        past = graph.edges.users_latest(users, k=graph.config.k_user, before_ms=graph.newest_ms + 1)
-        recent = [
-            [
-                (item_id, kind, ts_ms)
-                for item_id, kind, ts_ms in zip(
-                    graph.items.ids_of(nodes[nodes >= 0]),
-                    kinds[nodes >= 0].tolist(),
-                    times[nodes >= 0].tolist(),
-                    strict=True,
-                )
-            ]
-            for nodes, kinds, times in zip(past.nodes, past.kind, past.ts_ms, strict=True)
-        ]
-        return super()._user_rows(users)._replace(recent=recent)
-
-    def _item_rows(self, items: NDArray[np.int64]) -> ItemRows:
-        rows = super()._item_rows(items)
-        return rows._replace(counts=np.hstack([rows.counts, self._masses()[items, None]]))
-
-    def _covisited(self, items: NDArray[np.int64]) -> dict[str, Covisited]:
-        masses, find = self._masses(), self._graph.items.find
-        return {
-            item_id: row._replace(
-                weights=(
-                    row.weights * np.sqrt(masses[find([item_id])] * masses[find(row.item_ids)])
-                ).astype(np.float32)
-            )
-            for item_id, row in super()._covisited(items).items()
-        }
-
-    def _masses(self) -> NDArray[np.float64]:
-        graph, pairs = self._graph, self._graph.covisitation
-        pairs._grow(graph.n_items)
-        ahead_ms = (pairs._reference_ms or 0) - graph.newest_ms
-        masses: NDArray[np.float64] = pairs._mass * np.float64(2) ** (ahead_ms / pairs.half_life_ms)
-        return masses[: graph.n_items]
 
 
 class Table(MemoryTable):
@@ -115,14 +69,11 @@ class Live:
         self.graph = TemporalGraph(GRAPH)
         config = STAHawkesConfig(dim=8, parts=parts, row_lr=0.2)
         self.model = STAHawkes(config, k=GRAPH.k_user, n_half_lives=len(GRAPH.half_lives_ms))
-        self.publisher = _Serving(
+        self.publisher = Publisher(
             self.table, self.graph, self.model, now_ms=lambda: 1_000, dim=config.dim
         )
-        layout = self.publisher._layout
         self.publisher._layout = msgspec.structs.replace(
-            layout,
-            precision=precision,
-            counts=(*layout.counts, Count(PAIRS, GRAPH.pair_half_life_ms)),
+            self.publisher._layout, precision=precision
         )
         self._learner = OnlineLearner(self.graph, self.model)
 
@@ -130,9 +81,7 @@ class Live:
         """Take batches in and publish."""
         for batch in batches:
             step = self._learner.step(batch)
-            paired = [step.view.items, step.view.history.nodes.ravel(), step.items]
-            touched = np.unique(np.concatenate(paired))
-            self.publisher.touched(step.view, step.users, touched[touched >= 0])
+            self.publisher.touched(step.view, step.users, step.items)
         self.publisher.publish()
         return self
 

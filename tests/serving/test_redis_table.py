@@ -42,6 +42,8 @@ FULL = Update(
     covisited={"5239": Covisited(["17"], np.ones(1, np.float32), 0)},
     seen={"712": ["5239"]},
     weights={"gate": np.ones(1)},
+    item_attributes={"5239": {"author": "a"}},
+    user_attributes={"712": {"age": 30}},
 )
 
 
@@ -99,8 +101,8 @@ def test_a_learner_that_began_later_but_has_not_flipped_disturbs_nobody(
 def test_another_row_layout_is_refused_by_readers_and_writers(
     redis_table: Connect, client: redis.Redis, namespace: str
 ) -> None:
-    client.set(f"{namespace}:head", b'{"row_layout":2,"epoch":9,"shape":"unheard of"}')
-    refusal = "holds row layout 2 .* reads and writes 1: use the matching version"
+    client.set(f"{namespace}:head", b'{"row_layout":1,"epoch":9,"shape":"unheard of"}')
+    refusal = "holds row layout 1 .* reads and writes 2: use the matching version"
     with pytest.raises(TableError, match=refusal):
         redis_table().reader()
     with pytest.raises(TableError, match=refusal):
@@ -113,19 +115,20 @@ def test_what_belongs_to_one_id_lies_in_one_slot_of_a_cluster(
     epoch = flipped(redis_table()).reader().epoch
     keys = [key.removeprefix(namespace.encode()) for key in client.scan_iter(f"{namespace}:*")]
     of_id = [b"{i:5239}", b"{i:5239}:covisited", b"{u:712}", b"{u:712}:seen"]
-    of_epoch = [b"barrier", b"items", b"users", b"weights", *of_id]
-    assert sorted(keys) == sorted(
-        [b":epochs", b":head", *(b":e%d:%b" % (epoch, key) for key in of_epoch)]
-    )
+    of_epoch = [b"barrier", b"layout", b"changes", b"items", b"users", b"weights", *of_id]
+    of_all = [b":epochs", b":flipped", b":head", b":items", b":users"]
+    of_all += [b":{i:5239}:attributes", b":{u:712}:attributes"]
+    assert sorted(keys) == sorted([*of_all, *(b":e%d:%b" % (epoch, key) for key in of_epoch)])
     slots = [key_slot(b":e%d:%b" % (epoch, key)) for key in of_id]
-    assert slots[0] == slots[1]
-    assert slots[2] == slots[3]
+    assert slots[0] == slots[1] == key_slot(b":{i:5239}:attributes")
+    assert slots[2] == slots[3] == key_slot(b":{u:712}:attributes")
 
 
-def test_after_a_flip_the_rows_of_the_epoch_before_run_out_after_its_barrier(
+def test_the_epoch_before_stays_and_rows_of_an_older_one_run_out_after_its_barrier(
     redis_settings: RedisSettings,
 ) -> None:
     old = flipped(open_table(redis_settings)).reader().epoch
+    before = flipped(open_table(redis_settings)).reader().epoch
     new = flipped(open_table(redis_settings)).reader().epoch
     prefix = redis_settings.namespace
     nodes = RedisNodes(
@@ -134,8 +137,63 @@ def test_after_a_flip_the_rows_of_the_epoch_before_run_out_after_its_barrier(
     names = ["barrier", "{u:712}", "{u:712}:seen", "{i:5239}", "{i:5239}:covisited", "weights"]
     barrier_s, *rows_s = nodes.run([("TTL", f"{prefix}:e{old}:{name}") for name in names])
     assert 0 < barrier_s < min(rows_s)
-    kept = [("TTL", f"{prefix}:e{new}:{name}") for name in names]
-    assert nodes.run([*kept, ("TTL", f"{prefix}:epochs")]) == [-1] * (len(names) + 1)
+    kept = [("TTL", f"{prefix}:e{epoch}:{name}") for epoch in (before, new) for name in names]
+    kept += [("TTL", f"{prefix}:{name}") for name in ("epochs", "{i:5239}:attributes")]
+    assert nodes.run(kept) == [-1] * len(kept)
+
+
+def test_what_one_process_pins_another_is_given_until_it_is_gone(
+    redis_settings: RedisSettings,
+) -> None:
+    first = flipped(open_table(redis_settings)).reader().epoch
+    learner = flipped(open_table(redis_settings))
+    newest = learner.reader().epoch
+    open_table(redis_settings).pin(first)
+    assert open_table(redis_settings).reader().epoch == learner.reader().epoch == first
+    learner.publish(at_step(2))  # it is not taken over
+    nodes = RedisNodes(
+        redis_settings.url, password=redis_settings.password, ca_file=redis_settings.ca_file
+    )
+    nodes.run([("UNLINK", f"{redis_settings.namespace}:e{first}:barrier")])
+    assert learner.reader().epoch == newest
+    assert [(each.epoch, each.in_view) for each in learner.epochs()] == [(newest, True)]
+
+
+def test_a_flip_that_failed_half_way_names_no_epoch_that_never_came_into_view(
+    redis_table: Connect, client: redis.Redis, namespace: str
+) -> None:
+    table = flipped(redis_table())
+    later = table.begin(LAYOUT)
+    table.publish(FULL)
+    client.sadd(f"{namespace}:flipped", later)
+    assert [each.epoch for each in table.epochs()] == [later - 1]
+    with pytest.raises(TableError, match=f"epoch {later} is not kept"):
+        table.pin(later)
+
+
+def test_a_follower_of_a_redis_that_went_back_to_an_older_state_is_told_to_read_everything(
+    redis_table: Connect, client: redis.Redis, namespace: str
+) -> None:
+    table = flipped(redis_table())
+    reader = table.reader()
+    key = f"{namespace}:e{reader.epoch}:changes"
+    kept = client.dump(key)
+    assert kept is not None
+    table.publish(at_step(2))
+    cursor = reader.cursor()
+    client.restore(key, 0, kept, replace=True)
+    changes = reader.changes(cursor)
+    assert changes.whole
+    assert changes.cursor == reader.cursor()
+
+
+def test_an_update_out_of_view_leaves_nothing_in_the_feed(
+    redis_table: Connect, client: redis.Redis, namespace: str
+) -> None:
+    table = redis_table()
+    epoch = table.begin(LAYOUT)
+    table.publish(FULL)
+    assert client.xlen(f"{namespace}:e{epoch}:changes") == 1  # of the begin
 
 
 def test_a_reader_that_outlives_its_epoch_is_told_and_finds_nobody_unknown(
@@ -155,8 +213,8 @@ def test_a_row_of_another_size_than_announced_is_an_error(
     client.set(row, b"short")
     with pytest.raises(TableError, match="the row of '5239' .* want 27 bytes, got 5"):
         reader.items(["5239"])
-    client.set(row, b"\x02" + bytes(26))
-    with pytest.raises(TableError, match="the row of '5239' .* got 2 and 0"):
+    client.set(row, b"\x01" + bytes(26))
+    with pytest.raises(TableError, match="the row of '5239' .* got 1 and 0"):
         reader.items(["5239"])
 
 
@@ -271,7 +329,7 @@ def test_an_operator_sees_how_much_is_published_and_how_old_it_is(
     barrier = Barrier(step=7, at_ms=60, published_ms=now_ms)
     table.publish(Update(barrier=barrier, users=FULL.users, gone_items=["5239"]))
     info = table.info()
-    assert (info.barrier, info.users, info.items, info.row_layout) == (barrier, 1, 0, 1)
+    assert (info.barrier, info.users, info.items, info.row_layout) == (barrier, 1, 0, 2)
     assert info.epoch == table.reader().epoch
     assert 0 <= info.age_ms < 60_000
     assert info.memory_bytes > 100_000

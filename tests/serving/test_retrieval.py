@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from serving.catalogue import Catalogue, Mirror
-from serving.retrieval import Query, Ranked, explain, recommend, score
+from serving.retrieval import History, Query, Ranked, _best, explain, recommend, score
 from serving.rows import Barrier, Count, Covisited, ItemRows, Layout
 from serving.table import MemoryTable, Update
 from stream.events import Kind
@@ -62,7 +62,11 @@ def ask(live: Live, items: Catalogue, user_ids: list[str]) -> list[Ranked]:
     reader = live.table.reader()
     users = reader.users(user_ids)
     queries = [
-        Query(vector=vector, recent=recent, barred=items.rows(reader.seen(user_id)))
+        Query(
+            vector=vector,
+            history=History.of(items, recent),
+            barred=items.rows(reader.seen(user_id)),
+        )
         for user_id, vector, recent in zip(users.ids, users.vectors, users.recent, strict=True)
     ]
     return recommend(items, queries, at_ms=items.barrier.at_ms + 1)
@@ -104,7 +108,7 @@ def test_the_comparison_sees_every_part_of_the_score() -> None:
     items = Mirror(live.table.reader()).catalogue
     user = live.table.reader().users(["u3"])
     everything = np.arange(len(items))
-    query = Query(vector=user.vectors[0], recent=user.recent[0])
+    query = Query(vector=user.vectors[0], history=History.of(items, user.recent[0]))
     parts = explain(items, query, everything) | items.count_features(items.barrier.at_ms)
     for name in ("vector", "popularity", "click_rate", "covisitation"):
         assert np.ptp(parts[name]) > 100 * ROUNDING, name
@@ -141,7 +145,7 @@ def test_lists_are_those_of_a_plain_sort(
     queries = [
         Query(
             vector=np.arange(4, dtype=np.float32),
-            recent=recent[: number % 3],
+            history=History.of(items, recent[: number % 3]),
             barred=np.array(no, np.int64),
             only=None if some is None else np.array(some, np.int64),
             allowed=None if mask is None else np.array(mask),
@@ -158,17 +162,39 @@ def test_lists_are_those_of_a_plain_sort(
             and (query.only is None or row in query.only)
             and (query.allowed is None or query.allowed[row])
         ]
-        if level and len(query.recent) == 0:
+        if level and query.history.length == 0:
             assert found.rows.tolist() == want[: query.n]
         np.testing.assert_allclose(found.scores, scores[want[: query.n]], atol=1e-6)
         assert set(found.rows.tolist()) <= set(want)
+
+
+@given(
+    n_items=st.integers(0, 1_000),
+    n=st.integers(1, 40),
+    n_levels=st.integers(1, 500),
+    seed=st.integers(0, 99),
+)
+def test_the_best_of_many_are_those_of_a_plain_sort(
+    *, n_items: int, n: int, n_levels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, n_levels, n_items).astype(np.float32)
+    scores[rng.random(n_items) < 0.3] = -np.inf
+    found, best = _best(scores, n)
+    want = [at for at in np.argsort(-scores, kind="stable") if scores[at] > -np.inf][:n]
+    assert found.tolist() == want
+    assert best.tolist() == scores[want].tolist()
 
 
 def test_the_score_is_that_of_the_formula() -> None:
     items = catalogue()
     vector = np.array([1, 0, -1, 2], np.float32)
     recent = [("i9", int(Kind.EXPLICIT_NEGATIVE), 3), ("i1", LIKED, 2)]
-    found = score(items, Query(vector=vector, recent=recent), items.rows(["i2", "i0", "i3"]))
+    found = score(
+        items,
+        Query(vector=vector, history=History.of(items, recent)),
+        items.rows(["i2", "i0", "i3"]),
+    )
     near = np.array([1.0, 0.0, 0.5]) / 2.0  # over the roots of both masses
     want = (
         items.vectors[items.rows(["i2", "i0", "i3"])] @ vector

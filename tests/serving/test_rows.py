@@ -29,7 +29,7 @@ from serving.rows import (
 )
 def test_a_user_row_is_laid_out_as_documented(layout: Layout, vector: str) -> None:
     rows = UserRows(["712"], np.array([[0.5, -2]], np.float32), np.array([60]), [[("5239", 1, 60)]])
-    head = struct.pack("<BHqq" + vector, 1, 2, 60, 99, 0.5, -2)
+    head = struct.pack("<BHqq" + vector, 2, 2, 60, 99, 0.5, -2)
     assert encode_users(layout, rows, 99) == [head + msgspec.msgpack.encode([["5239", 1, 60]])]
 
 
@@ -43,13 +43,13 @@ def test_an_item_row_is_laid_out_as_documented(precision: Any, vector: str) -> N
         np.array([[0.1, 3]]),
         np.array([60]),
     )
-    expected = struct.pack("<BHqqf2d" + vector, 1, 2, 60, 99, 0.25, 0.1, 3, 0.5, -2)
+    expected = struct.pack("<BHqqf2d" + vector, 2, 2, 60, 99, 0.25, 0.1, 3, 0.5, -2)
     assert encode_items(layout, rows, 99) == [expected]
 
 
 def test_a_covisitation_list_is_laid_out_as_documented() -> None:
     row = Covisited(["17", "4"], np.array([0.5, 0.25], np.float32), 60)
-    expected = [1, 60, ["17", "4"], struct.pack("<2f", 0.5, 0.25)]
+    expected = [2, 60, ["17", "4"], struct.pack("<2f", 0.5, 0.25)]
     assert msgspec.msgpack.decode(encode_covisited(row)) == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.changes import CHANGES_KEPT
 from serving.rows import Barrier, Count, Covisited, ItemRows, Layout, UserRows
 from serving.table import Reader, Table, Update
 from stream.errors import TableError
@@ -213,6 +215,150 @@ def test_a_vector_that_cannot_be_stored_is_refused_and_changes_nothing(
         table.publish(Update(barrier=BARRIER, users=bad, seen={"712": ["5239"]}))
     assert reader.users(["712"]).ts_ms.tolist() == [60]
     assert reader.seen("712") == frozenset()
+
+
+def test_attributes_are_read_as_they_were_written_whatever_the_epoch(table: Table) -> None:
+    said = {"author": "a", "tags": ["x", "y"], "length_s": 7.5, "live": None}
+    old = published(
+        table,
+        Update(
+            barrier=BARRIER,
+            item_attributes={"5239": said, "17": {"author": "b"}},
+            user_attributes={"712": {"age": 30}, "8": {"age": 40}},
+        ),
+    )
+    assert old.item_attributes(["17", "nobody", "5239"]) == {"17": {"author": "b"}, "5239": said}
+    assert old.user_attributes(["712"]) == {"712": {"age": 30}}
+    table.begin(LAYOUT)
+    table.publish(
+        Update(
+            barrier=BARRIER,
+            item_attributes={"5239": {"author": "c"}, "17": {}},
+            gone_users=["712"],
+        )
+    )
+    assert old.all_item_attributes() == {"5239": {"author": "c"}}
+    assert old.item_attributes(["17", "5239"]) == {"5239": {"author": "c"}}
+    assert old.all_user_attributes() == {"8": {"age": 40}}
+    table.publish(Update(barrier=BARRIER, gone_items=["5239"]))
+    assert old.all_item_attributes() == old.item_attributes(["5239"]) == {}
+
+
+def test_what_the_learner_tells_last_is_what_is_read(table: Table) -> None:
+    reader = published(table, Update(barrier=BARRIER))
+    assert reader.report() is None
+    table.tell({"events": 7})
+    table.tell({"events": 8, "hours": [{"hour_ms": 0, "ranked": 2}]})
+    assert reader.report() == {"events": 8, "hours": [{"hour_ms": 0, "ranked": 2}]}
+
+
+def test_the_feed_names_what_each_publish_touched(table: Table) -> None:
+    reader = published(table, Update(barrier=BARRIER, users=users(("712", 1.0, 60))))
+    start = reader.cursor()
+    nothing = reader.changes(start)
+    assert (nothing.cursor, nothing.items, nothing.whole) == (start, frozenset(), False)
+    table.publish(
+        Update(
+            barrier=BARRIER,
+            users=users(("8", 1.0, 60)),
+            items=items(("5239", 1.0, 1)),
+            covisited={"17": Covisited(["5239"], np.ones(1, np.float32), 0)},
+            seen={"9": ["5239"]},
+            item_attributes={"4": {"author": "a"}},
+            user_attributes={"10": {}},
+            gone_users=["712"],
+        )
+    )
+    first = reader.changes(start)
+    assert first.items == {"5239", "17", "4"}
+    assert first.users == {"8", "9", "10"}
+    assert not first.gone_items
+    assert first.gone_users == {"712"}
+    table.publish(Update(barrier=BARRIER, users=users(("712", 1.0, 60)), gone_items=["5239"]))
+    both, second = reader.changes(start), reader.changes(first.cursor)
+    assert both.items == {"17", "4"}
+    assert both.users == {"8", "9", "10", "712"}
+    assert both.gone_users == {"712"}
+    assert not second.items
+    assert second.users == {"712"}
+    assert second.gone_items == both.gone_items == {"5239"}
+    assert second.cursor == both.cursor == reader.cursor()
+
+
+def test_a_cursor_that_is_not_known_means_that_everything_may_have_changed(table: Table) -> None:
+    reader = published(table, Update(barrier=BARRIER))
+    start = reader.cursor()
+    for _ in range(CHANGES_KEPT - 1):
+        table.publish(Update(barrier=BARRIER))
+    assert not reader.changes(start).whole
+    for _ in range(2):
+        table.publish(Update(barrier=BARRIER))
+    lost = reader.changes(start)
+    assert lost.whole
+    assert not reader.changes(lost.cursor).whole
+    for unheard_of in ("", "9999999999999-0", "9999", "x", "$"):
+        found = reader.changes(unheard_of)
+        assert found.whole
+        assert found.cursor == reader.cursor()
+
+
+def test_who_waits_for_changes_gets_them_when_they_come(table: Table) -> None:
+    reader = published(table, Update(barrier=BARRIER))
+    start = reader.cursor()
+    assert reader.changes(start, wait_ms=1).cursor == start
+    timer = threading.Timer(
+        0.05, table.publish, [Update(barrier=BARRIER, users=users(("712", 1.0, 60)))]
+    )
+    timer.start()
+    changes = reader.changes(start)
+    while changes.cursor == start:
+        changes = reader.changes(start, wait_ms=10_000)
+    assert changes.users == {"712"}
+    timer.join()
+    assert reader.changes(start, wait_ms=10_000) == changes  # at once
+
+
+def at_step(step: int) -> Update:
+    """Return an update that shows which epoch it belongs to."""
+    return Update(
+        barrier=Barrier(step=step, at_ms=60, published_ms=1_000),
+        users=users(("712", step, 60)),
+    )
+
+
+def test_readers_are_given_the_pinned_epoch_until_it_is_let_go(table: Table) -> None:
+    assert table.epochs() == []
+    first = published(table, at_step(1)).epoch
+    second = published(table, at_step(2)).epoch
+    listed = [(e.epoch, e.step, e.in_view, e.pinned) for e in table.epochs()]
+    assert listed == [(second, 2, True, False), (first, 1, False, False)]
+    table.pin(first)
+    back = table.reader()
+    assert (back.epoch, back.users(["712"]).vectors[0, 0]) == (first, 1)
+    table.publish(at_step(3))  # the learner goes on
+    assert table.reader().barrier().step == 1
+    listed = [(e.epoch, e.step, e.in_view, e.pinned) for e in table.epochs()]
+    assert listed == [(second, 3, False, False), (first, 1, True, True)]
+    table.pin(None)
+    assert table.reader().barrier().step == 3
+
+
+def test_the_newest_two_epochs_and_the_pinned_one_are_kept(table: Table) -> None:
+    epochs = [published(table, at_step(1)).epoch]
+    table.pin(epochs[0])
+    for step in (2, 3, 4):
+        table.begin(LAYOUT)
+        table.publish(at_step(step))
+        table.flip()
+    kept = [each.epoch for each in table.epochs()]
+    assert kept == [epochs[0] + 3, epochs[0] + 2, epochs[0]]
+    assert table.reader().epoch == epochs[0]
+    with pytest.raises(TableError, match=f"epoch {epochs[0] + 1} is not kept: .* pinned are"):
+        table.pin(epochs[0] + 1)
+    assert table.reader().epoch == epochs[0]
+    table.pin(kept[1])
+    published(table, at_step(5))
+    assert [each.epoch for each in table.epochs()] == [epochs[0] + 4, epochs[0] + 3, kept[1]]
 
 
 ids = st.sampled_from(["1", "2", "ü{}:seen", "1}:seen"])

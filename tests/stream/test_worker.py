@@ -17,10 +17,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from stream import topics
 from stream.commits import Commit, read_commits
 from stream.errors import BadPosition, BadSettings, LogError
-from stream.events import DeadLetter, Interaction, encode
+from stream.events import DeadLetter, Erasure, Interaction, encode
 from stream.intake import Accounting, Intake
 from stream.kafka import KafkaLog, kafka_python, librdkafka
-from stream.log import Positions, Record, advance
+from stream.log import Positions, Record, advance, partition_of
 from stream.settings import KafkaSettings, Settings, StreamSettings
 from stream.typing_rules import load_rules
 from stream.worker import BatchDone, StreamWorker
@@ -403,3 +403,15 @@ def test_a_failure_while_writing_ends_the_worker_and_leaves_nothing(
     with running(system.settings):
         system.wait(50)
     check(system)
+
+
+def test_an_erasure_takes_back_what_was_said_of_the_user(system: System) -> None:
+    users = [f"u{n}".encode() for n in range(6)]
+    with running(system.settings):
+        system.send([(user, encode(Erasure(1, user.decode()))) for user in users])
+        system.wait(len(users))
+    for number, records in system.all_of("users").items():
+        mine = [user for user in users if partition_of(user, system.kafka.partitions) == number]
+        assert sorted((record.key, record.value) for record in records) == [
+            (user, b"") for user in mine
+        ]

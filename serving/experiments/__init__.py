@@ -1,0 +1,1 @@
+"""Controlled experiments: who gets what, what came of it, and whether that was chance."""

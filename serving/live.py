@@ -1,0 +1,567 @@
+"""Follows the published table: what requests are answered from, in the memory of this process."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.catalogue import Catalogue, Mirror
+from serving.changes import Changes
+from serving.filtering import Attributes, values_of
+from serving.retrieval import History
+from serving.rows import Recent
+from serving.table import Reader, Table
+from stream.errors import TableError
+
+if TYPE_CHECKING:
+    from serving.index import Index
+
+USERS_KEPT: Final = 20_000
+"""Users whose rows are kept in memory: some kilobytes each."""
+
+WARM_USERS: Final = 2_000
+"""Users who are read anew before a new epoch takes the place of the old one."""
+
+EXACT_UP_TO: Final = 200_000
+"""Rows up to which every list is exact; beyond, candidates come from an index."""
+
+POPULAR_KEPT: Final = 1_000
+"""Length of the list that is kept for when nothing else can be said."""
+
+WAIT_MS: Final = 250
+"""Between two looks at which epoch is in view; changes within an epoch are told at once."""
+
+RETRY_S: Final = 0.25
+"""Between two attempts to reach a table that is away."""
+
+SILENT_MS: Final = 3_000
+"""A table that has not answered for so long is taken to be away."""
+
+_NO_ROWS: Final = np.empty(0, np.int64)
+
+_log = logging.getLogger("tidegraph.serving")
+
+
+def wall_ms() -> int:
+    """Return the wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """What is published of one user.
+
+    Attributes
+    ----------
+    vector
+        ``None`` if no row is published.
+    recent, history
+        Latest events, newest first: as published, and as rows of the catalogue.
+    seen
+        Rows of the catalogue that the user has met.
+    unplaced
+        Ids that the user has met and the catalogue did not have, of ``n_items`` rows then.
+    ts_ms, published_ms
+        As in the user's row; 0 without one.
+    attributes
+        What was said of the user.
+
+    """
+
+    user_id: str
+    vector: NDArray[np.float32] | None
+    recent: Sequence[Recent]
+    history: History
+    seen: NDArray[np.int64]
+    unplaced: tuple[str, ...]
+    n_items: int
+    ts_ms: int
+    published_ms: int
+    attributes: Mapping[str, Any]
+
+    def placed(self, catalogue: Catalogue) -> User:
+        """Return the user with the rows of a later catalogue."""
+        met = catalogue.rows(self.unplaced)
+        return replace(
+            self,
+            history=History.of(catalogue, self.recent),
+            seen=np.concatenate([self.seen, met[met >= 0]]),
+            unplaced=tuple(
+                one for one, row in zip(self.unplaced, met.tolist(), strict=True) if row < 0
+            ),
+            n_items=len(catalogue),
+        )
+
+
+class Popular(NamedTuple):
+    """The items that suit anybody best, as of the last time that there were any."""
+
+    item_ids: list[str]
+    scores: list[float]
+
+
+class State(NamedTuple):
+    """How this process stands with the table."""
+
+    epoch: int | None  # None: nothing was read yet
+    step: int
+    at_ms: int
+    published_ms: int
+    items: int
+    users_kept: int
+    heard_ms: int  # when the table last answered, by the wall clock; 0 if never
+    error: str  # why it does not answer now; empty if it does
+    stale: bool
+
+
+class Copy:
+    """One epoch in memory. One thread takes changes in and any number ask.
+
+    Users are read when they are asked for and kept, the least recently asked for least long.
+    """
+
+    def __init__(
+        self, reader: Reader, *, users_kept: int = USERS_KEPT, exact_up_to: int = EXACT_UP_TO
+    ) -> None:
+        self.reader = reader
+        self.cursor = reader.cursor()  # first: what is read afterwards is at least as new
+        self._mirror = Mirror(reader)
+        self.attributes = Attributes(reader.all_item_attributes())
+        self._users_kept = users_kept
+        self._users: OrderedDict[str, User] = OrderedDict()
+        self._reading: defaultdict[str, int] = defaultdict(int)
+        self._old: set[str] = set()
+        """Users who have changed since they were read, or while they are being read."""
+        self._lock = threading.Lock()
+        self._tastes = _Tastes()
+        self.averages = _averages(self.catalogue)
+        self._exact_up_to = exact_up_to
+        self._index: Index | None = None
+        self._indexed = 0  # rows when the index was built
+        self._refresh_index(())
+
+    @property
+    def epoch(self) -> int:
+        """The epoch's number."""
+        return self.reader.epoch
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items as of the last changes."""
+        return self._mirror.catalogue
+
+    @property
+    def index(self) -> Index | None:
+        """Where candidates come from; ``None`` if all items are looked at."""
+        return self._index
+
+    @property
+    def n_users(self) -> int:
+        """Users in memory."""
+        return len(self._users)
+
+    def user(self, user_id: str, *, old: bool = False) -> User | None:
+        """Return a user as published, or ``None`` if it takes a look at the table.
+
+        Parameters
+        ----------
+        old
+            Whether a user will do who has changed since.
+
+        """
+        with self._lock:
+            user = self._users.get(user_id)
+            if user is None or (not old and user_id in self._old):
+                return None
+            self._users.move_to_end(user_id)
+        catalogue = self.catalogue
+        if user.n_items < len(catalogue) and (user.unplaced or user.history.unplaced):
+            user = user.placed(catalogue)
+            with self._lock:
+                if user_id in self._users and user_id not in self._old:
+                    self._users[user_id] = user
+        return user
+
+    def is_old(self, user_id: str) -> bool:
+        """Tell whether a user has changed since they were read."""
+        return user_id in self._old
+
+    def newest(self, n: int) -> list[str]:
+        """Return the users who were asked for last, the latest first."""
+        with self._lock:
+            return [user_id for user_id, _ in zip(reversed(self._users), range(n), strict=False)]
+
+    def near(self, user: User, n: int) -> list[tuple[str, float]]:
+        """Return the users in memory whose vectors point most nearly the same way, with cosines."""
+        with self._lock:
+            others = [one for one in self._users.values() if one.user_id != user.user_id]
+        others = [one for one in others if one.vector is not None]
+        if user.vector is None or not others:
+            return []
+        vectors = np.stack([one.vector for one in others if one.vector is not None])
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(user.vector)
+        cosines = (vectors @ user.vector) / np.where(lengths > 0, lengths, 1)
+        best = np.argsort(-cosines, kind="stable")[:n]
+        return [(others[at].user_id, float(cosines[at])) for at in best.tolist()]
+
+    def taste_of(self, attributes: Mapping[str, Any]) -> NDArray[np.float32] | None:
+        """Return the average vector of users who share attributes; ``None`` if nobody does."""
+        return self._tastes.of(attributes)
+
+    def read(self, user_ids: Collection[str]) -> None:
+        """Read users into memory; those of whom nothing is published are kept as that.
+
+        Raises
+        ------
+        TableError
+            If the table does not answer; what was there stays, marked as old.
+
+        """
+        with self._lock:
+            for user_id in user_ids:
+                self._reading[user_id] += 1
+                self._old.discard(user_id)
+        try:
+            users = self._read(sorted(user_ids))
+        except TableError:
+            with self._lock:
+                self._old.update(one for one in user_ids if one in self._users)
+            raise
+        else:
+            with self._lock:
+                for user in users:
+                    if user.user_id not in self._old:  # else changed or gone meanwhile
+                        self._users[user.user_id] = user
+                        self._users.move_to_end(user.user_id)
+                while len(self._users) > self._users_kept:
+                    gone, _ = self._users.popitem(last=False)
+                    self._old.discard(gone)
+        finally:
+            with self._lock:
+                for user_id in user_ids:
+                    self._reading[user_id] -= 1
+                    if not self._reading[user_id]:
+                        del self._reading[user_id]
+                        if user_id not in self._users:
+                            self._old.discard(user_id)
+
+    def take(self, changes: Changes) -> None:
+        """Bring what changed into memory; users when they are asked for next.
+
+        Raises
+        ------
+        TableError
+            If the table does not answer; the same changes may then be taken again.
+
+        """
+        if changes.whole:
+            return self._take_whole(changes.cursor)
+        if changes.items or changes.gone_items:
+            self._mirror.refresh(changes.items, changes.gone_items)
+            said = self.reader.item_attributes(sorted(changes.items))
+            self.attributes.put(said, gone=changes.gone_items | changes.items - said.keys())
+            self._refresh_index(changes.items | changes.gone_items)
+        else:
+            self._mirror.refresh(())
+        self._let_go(changes.gone_users)
+        self._mark(changes.users)
+        self.averages = _averages(self.catalogue)
+        self.cursor = changes.cursor
+        return None
+
+    def _take_whole(self, cursor: str) -> None:
+        there = set(self.reader.item_ids())
+        known = self.catalogue
+        held = set(known.ids(np.flatnonzero(known.known)))
+        self._mirror.refresh(there, held - there)
+        self._refresh_index(there | held)
+        self.attributes = Attributes(self.reader.all_item_attributes())
+        with self._lock:
+            self._old.update(self._users, self._reading)
+        self.averages = _averages(self.catalogue)
+        self.cursor = cursor
+
+    def _refresh_index(self, changed: Collection[str]) -> None:
+        catalogue = self.catalogue
+        if len(catalogue) <= self._exact_up_to:
+            return
+        if self._index is None or len(catalogue) > 2 * self._indexed:
+            from serving.index import Index  # takes a while, and few need it
+
+            with self._lock:
+                vectors = [one.vector for one in self._users.values() if one.vector is not None]
+            self._index = Index(catalogue, np.stack(vectors) if vectors else None)
+            self._indexed = len(catalogue)
+        else:
+            self._index.refresh(catalogue, catalogue.rows(changed))
+
+    def _let_go(self, user_ids: Iterable[str]) -> None:
+        with self._lock:
+            for user_id in user_ids:
+                if self._users.pop(user_id, None) is not None:
+                    self._old.discard(user_id)
+                if user_id in self._reading:
+                    self._old.add(user_id)
+                self._tastes.forget(user_id)
+
+    def _mark(self, user_ids: Iterable[str]) -> None:
+        with self._lock:
+            self._old.update(u for u in user_ids if u in self._users or u in self._reading)
+
+    def _read(self, user_ids: list[str]) -> list[User]:
+        catalogue, reader = self.catalogue, self.reader
+        rows = reader.users(user_ids)
+        said = reader.user_attributes(user_ids)
+        met = {user_id: reader.seen(user_id) for user_id in user_ids}
+        at = {user_id: place for place, user_id in enumerate(rows.ids)}
+        users = []
+        for user_id in user_ids:
+            place = at.get(user_id)
+            item_ids = list(met[user_id])
+            seen = catalogue.rows(item_ids)
+            recent = rows.recent[place] if place is not None and rows.recent else ()
+            user = User(
+                user_id,
+                None if place is None else rows.vectors[place],
+                recent,
+                History.of(catalogue, recent),
+                seen[seen >= 0],
+                tuple(one for one, row in zip(item_ids, seen.tolist(), strict=True) if row < 0),
+                len(catalogue),
+                0 if place is None else int(rows.ts_ms[place]),
+                0 if place is None else int(rows.published_ms[place]),
+                said.get(user_id, {}),
+            )
+            self._tastes.put(user)
+            users.append(user)
+        return users
+
+
+class Live:
+    """The last good copy of a table, kept up to date by a thread of its own.
+
+    Parameters
+    ----------
+    table
+        What to follow.
+    stale_s
+        When nothing was published for so long, what is in memory counts as stale.
+    users_kept
+        As :data:`USERS_KEPT`.
+    exact_up_to
+        As :data:`EXACT_UP_TO`.
+    now_ms
+        The wall clock.
+
+    Notes
+    -----
+    A request takes :attr:`copy` once and is answered from it alone, so it never mixes two epochs.
+    A new epoch is read whole beside the old one, which goes on answering.
+
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        stale_s: float = 60.0,
+        users_kept: int = USERS_KEPT,
+        exact_up_to: int = EXACT_UP_TO,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self._table = table
+        self._stale_ms = round(stale_s * 1_000)
+        self._users_kept = users_kept
+        self._exact_up_to = exact_up_to
+        self._now_ms = now_ms
+        self._copy: Copy | None = None
+        self._popular = Popular([], [])
+        self._error = "nothing was read yet"
+        self._heard_ms = 0
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Read what is published, if it is there, and start to follow."""
+        self._attempt(wait_ms=0)
+        self._thread = threading.Thread(target=self._follow, name="table", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Follow no longer."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def copy(self) -> Copy | None:
+        """The epoch in memory; ``None`` until one could be read."""
+        return self._copy
+
+    @property
+    def popular(self) -> Popular:
+        """What to list when nothing else can be said."""
+        return self._popular
+
+    @property
+    def away(self) -> bool:
+        """Whether the table does not answer now."""
+        return bool(self._error) or self._now_ms() - self._heard_ms > SILENT_MS
+
+    @property
+    def stale(self) -> bool:
+        """Whether what is in memory may be behind what was learned."""
+        copy = self._copy
+        if copy is None or self.away:
+            return True
+        return self._now_ms() - copy.catalogue.barrier.published_ms > self._stale_ms
+
+    def state(self) -> State:
+        """Return how this process stands with the table."""
+        copy, stale = self._copy, self.stale
+        if copy is None:
+            return State(None, 0, 0, 0, 0, 0, self._heard_ms, self._error, stale)
+        items = copy.catalogue
+        known = int(np.count_nonzero(items.known))
+        return State(
+            copy.epoch,
+            items.barrier.step,
+            items.barrier.at_ms,
+            items.barrier.published_ms,
+            known,
+            copy.n_users,
+            self._heard_ms,
+            self._error,
+            stale,
+        )
+
+    def _follow(self) -> None:
+        while not self._closed.is_set():
+            if not self._attempt(wait_ms=WAIT_MS):
+                self._closed.wait(RETRY_S)
+
+    def _attempt(self, *, wait_ms: int) -> bool:
+        """Catch up with the table; return whether it answered."""
+        try:
+            self._catch_up(wait_ms)
+        except TableError as error:
+            if not self._error and self._copy is not None:
+                _log.warning("answers come from the last good copy: %s", error)
+            self._error = str(error)
+            return False
+        except Exception:  # noqa: BLE001
+            # Answers go on, marked stale: a process that dies here would help nobody.
+            _log.exception("what is published cannot be followed")
+            self._error = "what is published cannot be followed; the log of the server says why"
+            return False
+        if self._error and self._heard_ms:
+            _log.info("the table answers again")
+        self._error, self._heard_ms = "", self._now_ms()
+        return True
+
+    def _catch_up(self, wait_ms: int) -> None:
+        reader, copy = self._table.reader(), self._copy
+        if copy is None or copy.epoch != reader.epoch:
+            new = Copy(reader, users_kept=self._users_kept, exact_up_to=self._exact_up_to)
+            if copy is not None and (warm := copy.newest(WARM_USERS)):
+                new.read(warm)
+            self._remember(new.catalogue)
+            self._copy = new
+            return
+        # A copy is told of changes by its own reader, so what it reads is of its own epoch.
+        changes = copy.reader.changes(copy.cursor, wait_ms=wait_ms)
+        if changes.cursor != copy.cursor or changes.whole:
+            started = time.monotonic()
+            copy.take(changes)
+            self._remember(copy.catalogue)
+            # A large catalogue takes long to refresh: leave at least as much time to requests.
+            self._closed.wait(min(time.monotonic() - started, 5.0))
+
+    def _remember(self, catalogue: Catalogue) -> None:
+        base = catalogue.base(catalogue.barrier.at_ms)
+        n = min(POPULAR_KEPT, base.shape[0])
+        best = np.argpartition(-base, n - 1)[:n] if n else _NO_ROWS
+        best = best[np.isfinite(base[best])]
+        best = best[np.argsort(-base[best], kind="stable")]
+        if best.size:
+            self._popular = Popular(catalogue.ids(best), base[best].tolist())
+
+
+class Averages(NamedTuple):
+    """What an average item has, against which the reasons of a list are told."""
+
+    vector: NDArray[np.float32]
+    base: float
+
+
+def _averages(catalogue: Catalogue) -> Averages:
+    known = catalogue.known
+    if not known.any():
+        return Averages(np.zeros(catalogue.layout.dim, np.float32), 0.0)
+    base = catalogue.base(catalogue.barrier.at_ms)
+    share = known.astype(np.float32) / np.float32(np.count_nonzero(known))
+    vector = (share @ catalogue.vectors).astype(np.float32, copy=False)
+    return Averages(vector, float(np.mean(base[known], dtype=np.float64)))
+
+
+class _Tastes:
+    """Average vectors of the users who share an attribute's value, those lately read."""
+
+    def __init__(self, kept: int = USERS_KEPT) -> None:
+        self._kept = kept
+        self._of: OrderedDict[str, tuple[NDArray[np.float32], list[tuple[str, str]]]] = (
+            OrderedDict()
+        )
+        self._sums: dict[tuple[str, str], tuple[NDArray[np.float64], int]] = {}
+        self._lock = threading.Lock()
+
+    def put(self, user: User) -> None:
+        pairs = [(name, text) for name, one in user.attributes.items() for text in values_of(one)]
+        with self._lock:
+            self._drop(user.user_id)
+            if user.vector is None or not pairs:
+                return
+            self._of[user.user_id] = user.vector, pairs
+            for pair in pairs:
+                total, n = self._sums.get(pair, (np.zeros(user.vector.shape), 0))
+                self._sums[pair] = total + user.vector, n + 1
+            if len(self._of) > self._kept:
+                self._drop(next(iter(self._of)))
+
+    def forget(self, user_id: str) -> None:
+        with self._lock:
+            self._drop(user_id)
+
+    def of(self, attributes: Mapping[str, Any]) -> NDArray[np.float32] | None:
+        with self._lock:
+            found = [
+                self._sums[name, text]
+                for name, one in attributes.items()
+                for text in values_of(one)
+                if (name, text) in self._sums
+            ]
+        if not found:
+            return None
+        # A value that few share says more than one that everybody has: each counts the same.
+        taste: NDArray[np.float64] = np.mean([total / n for total, n in found], 0)
+        return taste.astype(np.float32)
+
+    def _drop(self, user_id: str) -> None:
+        if (kept := self._of.pop(user_id, None)) is None:
+            return
+        vector, pairs = kept
+        for pair in pairs:
+            total, n = self._sums[pair]
+            if n == 1:
+                del self._sums[pair]
+            else:
+                self._sums[pair] = total - vector, n - 1

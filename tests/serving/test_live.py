@@ -1,0 +1,211 @@
+"""What is followed is answered from, also while the table is away."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.service import free_port
+from serving.changes import Changes
+from serving.live import Copy
+from serving.redis_table import RedisTable
+from serving.rows import Layout
+from stream.errors import TableError
+from tests import redis_server
+from tests.serving.world import (
+    ask,
+    following,
+    has_step,
+    ids,
+    items,
+    publish,
+    published,
+    until,
+    update,
+    user,
+)
+
+LIST = "/v1/recommendations/{user}"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@pytest.mark.slow
+def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
+    port = free_port()
+    table = RedisTable(f"redis://127.0.0.1:{port}/0")
+    learner = RedisTable(f"redis://127.0.0.1:{port}/0")
+    with redis_server.process(tmp_path, port) as server:
+        mine = update(2, users=user("u", [1, 0]), seen={"u": ["i7"]}, published_ms=now_ms())
+        publish(learner, mine)
+        with following(table, stale_s=600) as live:
+            before = ask(live, LIST, user="u")
+            assert (before.answered_by, before.stale) == ("vector", False)
+            server.kill()
+            until(live, lambda live: live.away, "the loss to be noticed")
+            during, stranger = ask(live, LIST, user="u"), ask(live, LIST, user="stranger")
+            assert during.stale
+            assert stranger.stale
+            assert during.items == before.items
+            assert during.answered_by == "vector"
+            assert stranger.answered_by == "popularity"
+            server.start()  # empty: the learner publishes all anew
+            mine = update(9, users=user("u", [1, 0]), seen={"u": ["i6"]}, published_ms=now_ms())
+            publish(learner, mine)
+            back = time.monotonic()
+            until(live, has_step(9), "the new model")
+            until(live, lambda live: not live.stale, "fresh answers")
+            took_s = time.monotonic() - back
+            after = ask(live, LIST, user="u")
+    assert not after.stale
+    assert after.model > before.model
+    assert "i6" not in ids(after)
+    assert "i7" in ids(after)
+    assert took_s < 60
+
+
+def test_a_table_that_falls_silent_makes_answers_stale() -> None:
+    table = published(update(users=user("u", [1, 0]), published_ms=now_ms()))
+    with following(table, stale_s=3_600) as live:
+        assert not ask(live, LIST, user="u").stale
+    with following(table, stale_s=1e-3) as live:
+        assert ask(live, LIST, user="u").stale
+
+
+class Failing:
+    """A reader whose next looks at users fail."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self.fails = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def seen(self, user_id: str) -> frozenset[str]:
+        if self.fails:
+            raise TableError("away")
+        found: frozenset[str] = self._reader.seen(user_id)
+        return found
+
+
+def test_a_user_who_cannot_be_read_anew_stays_as_an_old_one() -> None:
+    table = published(update(users=user("u", [1, 0])))
+    reader = Failing(table.reader())
+    copy = Copy(reader)
+    copy.read({"u"})
+    copy.take(Changes("1", users=frozenset("u")))
+    assert copy.user("u") is None
+    reader.fails = True
+    with pytest.raises(TableError):
+        copy.read({"u", "v"})
+    old = copy.user("u", old=True)
+    assert old is not None
+    assert copy.is_old("u")
+    assert copy.user("v", old=True) is None
+    reader.fails = False
+    copy.read({"u"})
+    assert copy.user("u") is not None
+
+
+def test_a_user_who_changes_while_being_read_is_read_again() -> None:
+    table = published(update(users=user("u", [1, 0])))
+    reader: Any = Failing(table.reader())
+    copy = Copy(reader)
+    read = reader.seen
+
+    def seen(user_id: str) -> frozenset[str]:
+        found: frozenset[str] = read(user_id)
+        copy.take(Changes("1", users=frozenset("u")))
+        return found
+
+    reader.seen = seen
+    copy.read({"u"})
+    assert copy.user("u") is None
+    reader.seen = read
+    copy.read({"u"})
+    assert copy.user("u") is not None
+
+
+def test_a_user_who_is_erased_while_being_read_is_not_kept() -> None:
+    table = published(update(users=user("u", [1, 0])))
+    reader: Any = Failing(table.reader())
+    copy = Copy(reader)
+    read = reader.seen
+
+    def seen(user_id: str) -> frozenset[str]:
+        found: frozenset[str] = read(user_id)
+        copy.take(Changes("1", gone_users=frozenset("u")))
+        return found
+
+    reader.seen = seen
+    copy.read({"u"})
+    assert copy.user("u", old=True) is None
+
+
+def test_only_so_many_users_are_kept() -> None:
+    table = published(*(update(users=user(name, [1, 0])) for name in "abc"))
+    copy = Copy(table.reader(), users_kept=2)
+    for name in "aba":
+        copy.read({name})
+    copy.user("a")
+    copy.read({"c"})
+    assert copy.newest(9) == ["c", "a"]
+
+
+def test_when_changes_are_no_longer_known_all_is_read() -> None:
+    table = published(update(users=user("u", [1, 0]), item_attributes={"i1": {"tag": "sea"}}))
+    copy = Copy(table.reader())
+    copy.read({"u"})
+    table.publish(
+        update(
+            2,
+            items=items(["new"]),
+            gone_items=["i0"],
+            users=user("u", [0, 1]),
+            item_attributes={"i2": {"tag": "sea"}},
+        )
+    )
+    copy.take(Changes("7", whole=True))
+    known = copy.catalogue.ids(copy.catalogue.known.nonzero()[0])
+    assert "new" in known
+    assert "i0" not in known
+    assert copy.user("u") is None
+    assert copy.attributes.items({"tag": ["sea"]}) == {"i1", "i2"}
+    assert copy.cursor == "7"
+
+
+def test_attributes_follow() -> None:
+    table = published(update(item_attributes={"i1": {"tag": "sea"}, "i2": {"tag": "sea"}}))
+    with following(table) as live:
+        table.publish(update(2, item_attributes={"i1": {}, "i3": {"tag": "sea"}}))
+        until(live, has_step(2), "the attributes")
+        assert sorted(ids(ask(live, "/v1/popular", filter=["tag:sea"]))) == ["i2", "i3"]
+
+
+def test_a_pinned_model_answers() -> None:
+    table = published(update(5))
+    with following(table) as live:
+        first = live.state().epoch
+        publish(table, update(6))
+        until(live, has_step(6), "the second model")
+        table.pin(first)
+        until(live, has_step(5), "the first model")
+        table.pin(None)
+        until(live, has_step(6), "the second model again")
+
+
+def test_a_layout_may_change_with_the_model() -> None:
+    table = published(update(users=user("u", [1, 0])))
+    with following(table) as live:
+        ask(live, LIST, user="u")
+        table.begin(Layout(dim=2))
+        table.publish(update(4, items=items(["x"])._replace(counts=items(["x"]).counts[:, :0])))
+        table.flip()
+        until(live, has_step(4), "the other layout")
+        assert ids(ask(live, LIST, user="u")) == ["x"]
