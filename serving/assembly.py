@@ -91,7 +91,7 @@ def build(
 
     """
     serving = settings.serving
-    live = Live(table, stale_s=serving.stale_s)
+    live = Live(table, stale_s=serving.stale_s, exact_up_to=serving.exact_up_to)
     metrics = operating.Metrics(live)
     audit = Audit(Path(serving.audit_file))
     pseudonym = pseudonym_of(serving)
