@@ -57,6 +57,8 @@ def serve(settings: Settings) -> None:
     _allow_connections()
     with tempfile.TemporaryDirectory(prefix="tidegraph-serving-") as shared:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared  # before a process makes a metric
+        # One product is too small to share: a second thread would only spin and wait.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         server = Processes(
             "tidegraph",
             workers=serving.workers,

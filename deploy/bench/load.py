@@ -31,16 +31,16 @@ def get(path: str, headers: str = "") -> bytes:
     Examples
     --------
     >>> get("/healthz")
-    b'GET /healthz HTTP/1.1\\r\\nHost: bench\\r\\n\\r\\n'
+    b'GET /healthz HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n'
 
     """
-    return f"GET {path} HTTP/1.1\r\nHost: bench\r\n{headers}\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\n".encode()
 
 
 def post(path: str, body: bytes, headers: str = "") -> bytes:
     """Return a request that brings JSON."""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n{headers}\r\n"
     )
     return head.encode() + body
