@@ -29,6 +29,9 @@ Step = Literal["vector", "events", "attributes", "popularity", "precomputed"]
 AT_ONCE: Final = 64
 """Requests that are scored together."""
 
+GATHER_S: Final = 0.001
+"""How long others are waited for where several came at once before: one more costs little then."""
+
 READ_S: Final = 1.0
 """How long a request waits for the table to tell of its user; then what is in memory must do."""
 
@@ -195,8 +198,8 @@ class Recommender:
     """Answers requests from the last good copy, for one event loop.
 
     Requests that arrive while others are being answered wait, and are scored together, in one
-    product of matrices. Nothing waits for a timer. Users who are not in memory are read by a
-    thread, also together.
+    product of matrices. Where several came together before, the first waits a millisecond for
+    others. Users who are not in memory are read by a thread, also together.
 
     Parameters
     ----------
@@ -208,6 +211,7 @@ class Recommender:
     def __init__(self, live: Live) -> None:
         self._live = live
         self._waiting: list[_Waiting] = []
+        self._together = 0  # requests that were answered at once, the last time
         self._to_read: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
         self._hung = False
@@ -274,12 +278,17 @@ class Recommender:
 
     def _enqueue(self, waiting: Sequence[_Waiting]) -> None:
         if not self._waiting and waiting:
-            waiting[0].answer.get_loop().call_soon(self._answer)
+            loop = waiting[0].answer.get_loop()
+            if self._together > 1:
+                loop.call_later(GATHER_S, self._answer)
+            else:
+                loop.call_soon(self._answer)
         self._waiting += waiting
 
     def _answer(self) -> None:
         """Answer those that wait, as far as their users are in memory."""
         some, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
+        self._together = len(some)
         if self._waiting:
             self._waiting[0].answer.get_loop().call_soon(self._answer)
         some = [one for one in some if not one.answer.done()]  # the others were given up

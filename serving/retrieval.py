@@ -17,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import fusion
-from serving.catalogue import PAIR, Catalogue
+from serving.catalogue import Catalogue
+from serving.kernels import sum_cosines, take_best
 from serving.rows import Recent
 
 _BLOCK: Final = 1 << 21
 """Scores computed at once: 8 MB, which stay in the processor's cache."""
-
-_LANE: Final = 64
-"""Scores of which only the greatest is looked at first."""
 
 
 def _nothing() -> NDArray[np.int64]:
@@ -196,13 +194,23 @@ class _Near:
         lists = [catalogue.pairs(row) for row in past.tolist()]
         trust = np.concatenate([query.history.trust for query in queries])
         n_items, roots = len(catalogue), catalogue.roots
-        ones = np.array([query.history.rows.size for query in queries])
-        pairs, sizes = np.concatenate(lists).view(PAIR), [len(each) for each in lists]
-        others = pairs["row"]
-        self.at = others + np.repeat(np.repeat(np.arange(len(queries)) * n_items, ones), sizes)
-        share = np.repeat(trust * roots[past], sizes)
+        firsts = np.repeat(
+            np.arange(len(queries)) * n_items, [query.history.rows.size for query in queries]
+        )
+        pairs, sizes = np.concatenate(lists), np.array([each.shape[0] for each in lists], np.int64)
         self.cosines = np.zeros(len(queries) * n_items, np.float32)
-        np.add.at(self.cosines, self.at, share * pairs["weight"] * roots[others])
+        at = np.empty(pairs.shape[0], np.int64)
+        n = sum_cosines(
+            pairs.view(np.int32),
+            pairs.view(np.float32),
+            sizes,
+            trust * roots[past],
+            firsts,
+            roots,
+            self.cosines,
+            at,
+        )
+        self.at = at[:n]
 
     def part(self, of: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return what co-visitation adds to the scores of rows for one query."""
@@ -247,20 +255,7 @@ def _choice(query: Query) -> NDArray[np.int64]:
 
 def _best(scores: NDArray[np.float32], n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return where the ``n`` best of the finite scores are, and these."""
-    n_lanes = scores.shape[0] // _LANE
-    if n_lanes > 2 * n:
-        # The n greatest of the lanes' maxima are n scores: none less than the least of them is
-        # among the n best. To look for it there takes half of what a partition of all takes.
-        tops = scores[: n_lanes * _LANE].reshape(_LANE, n_lanes).max(0)
-        least = np.partition(tops, n_lanes - n)[n_lanes - n]
-        found = np.flatnonzero(scores >= least)
-    elif n < scores.shape[0]:
-        least = np.partition(scores, scores.shape[0] - n)[scores.shape[0] - n]
-        # A first cut by values alone costs a third of argpartition, and keeps level items together.
-        found = np.flatnonzero(scores >= least)
-    else:
-        found = np.arange(scores.shape[0])
-    best = scores[found]
-    order = np.argsort(-best, kind="stable")[:n]
-    order = order[best[order] > -np.inf]
-    return found[order], best[order]
+    n = min(n, scores.shape[0])
+    places, best = np.empty(n, np.int64), np.empty(n, np.float32)
+    found = take_best(scores, places, best) if n else 0
+    return places[:found], best[:found]

@@ -28,7 +28,7 @@ from stream.log import MemoryLog
 from stream.topics import ITEMS, USERS
 from tests.learner.test_worker import Driver, Entries, Fickle, caught_up, entries, filled, learned
 
-GRAPH = GraphConfig(k_user=1_000, k_item=1_000, pairs_per_item=1_000)
+GRAPH = GraphConfig(k_user=64, k_item=64, pairs_per_item=64)
 """Nobody's edges push out anybody's."""
 
 GONE = "u1"
