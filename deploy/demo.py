@@ -122,7 +122,7 @@ def _learning(
     """
     torch.set_num_threads(1)
     worker = LearnerWorker(settings, log, table, start="earliest")
-    over = threading.Event()
+    typed, over = threading.Event(), threading.Event()
     failures: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> Callable[[], None]:
@@ -135,9 +135,14 @@ def _learning(
 
         return run_it
 
+    def learn() -> None:
+        typed.wait()  # a learner that finds nothing takes itself to be ready
+        if not over.is_set():
+            worker.run()
+
     works = (
-        lambda: _type(settings, log, over),
-        worker.run,
+        lambda: _type(settings, log, typed, over),
+        learn,
         lambda: _show(worker, n_events, over),
     )
     threads = [threading.Thread(target=guarded(work), daemon=True) for work in works]
@@ -147,6 +152,7 @@ def _learning(
         yield
     finally:
         over.set()
+        typed.set()
         worker.stop()
         for thread in threads:
             thread.join()
@@ -154,8 +160,10 @@ def _learning(
         raise failures[0]
 
 
-def _type(settings: Settings, log: SharedLog, over: threading.Event) -> None:
-    """Do what a stream worker does."""
+def _type(
+    settings: Settings, log: SharedLog, typed: threading.Event, over: threading.Event
+) -> None:
+    """Do what a stream worker does; tell when all that was there is typed."""
     stream = settings.stream
     intake = Intake(
         load_rules(stream.rules),
@@ -166,6 +174,7 @@ def _type(settings: Settings, log: SharedLog, over: threading.Event) -> None:
     while not over.is_set():
         records = log.read("interactions", positions, limit=_AT_ONCE)
         if not records:
+            typed.set()
             continue
         positions = advance(positions, records)
         result = intake.take(records)

@@ -160,9 +160,14 @@ def test_the_broker_stopped_and_started(running: System) -> None:
     decided(running, half // 2)
     running.broker.kill()
     running.broker.start()
-    for worker in (stream, learner):
-        worker.launch()  # one that gave up is started again, as a supervisor does
     running.send(entries[half:])
+
+    def supervised() -> bool:
+        for worker in (stream, learner):  # one that gives up is started again
+            worker.launch()
+        return running.committed() == len(entries)
+
+    until(supervised, "the stream worker to finish")
     check(running, learner)
 
 
