@@ -296,13 +296,9 @@ def _waiting(log: KafkaLog, settings: Settings) -> int:
     return sum(log.end(INTERACTIONS).values()) - done
 
 
-def _typed_all(log: KafkaLog, settings: Settings) -> bool:
-    return _waiting(log, settings) == 0
-
-
 def learned_all(log: KafkaLog, settings: Settings) -> bool:
     """Tell whether every record was typed, learned, and published."""
-    if not _typed_all(log, settings):
+    if _waiting(log, settings):
         return False
     commits = read_commits(settings.kafka, settings.stream.group)
     counted = sum((commit.accounting for _, commit in commits.values()), Accounting())
