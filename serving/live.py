@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,9 @@ RETRY_S: Final = 0.25
 """Between two attempts to reach a table that is away."""
 
 SILENT_MS: Final = 3_000
-"""A table that has not answered for so long is taken to be away."""
+"""A table that has been asked and has not answered for so long is taken to be away."""
+
+T = TypeVar("T")
 
 _NO_ROWS: Final = np.empty(0, np.int64)
 
@@ -140,6 +142,8 @@ class Copy:
         self._reading: defaultdict[str, int] = defaultdict(int)
         self._old: set[str] = set()
         """Users who have changed since they were read, or while they are being read."""
+        self._gone: set[str] = set()
+        """Users who were erased while they are being read."""
         self._lock = threading.Lock()
         self._tastes = _Tastes()
         self.averages = _averages(self.catalogue)
@@ -238,7 +242,8 @@ class Copy:
         else:
             with self._lock:
                 for user in users:
-                    if user.user_id not in self._old:  # else changed or gone meanwhile
+                    if user.user_id not in self._gone:
+                        self._tastes.put(user)
                         self._users[user.user_id] = user
                         self._users.move_to_end(user.user_id)
                 while len(self._users) > self._users_kept:
@@ -250,6 +255,7 @@ class Copy:
                     self._reading[user_id] -= 1
                     if not self._reading[user_id]:
                         del self._reading[user_id]
+                        self._gone.discard(user_id)
                         if user_id not in self._users:
                             self._old.discard(user_id)
 
@@ -309,7 +315,7 @@ class Copy:
                 if self._users.pop(user_id, None) is not None:
                     self._old.discard(user_id)
                 if user_id in self._reading:
-                    self._old.add(user_id)
+                    self._gone.add(user_id)
                 self._tastes.forget(user_id)
 
     def _mark(self, user_ids: Iterable[str]) -> None:
@@ -340,7 +346,6 @@ class Copy:
                 0 if place is None else int(rows.published_ms[place]),
                 said.get(user_id, {}),
             )
-            self._tastes.put(user)
             users.append(user)
         return users
 
@@ -386,6 +391,7 @@ class Live:
         self._popular = Popular([], [])
         self._error = "nothing was read yet"
         self._heard_ms = 0
+        self._asked_ms = 0  # since when an answer is waited for; 0: none is
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -415,7 +421,8 @@ class Live:
     @property
     def away(self) -> bool:
         """Whether the table does not answer now."""
-        return bool(self._error) or self._now_ms() - self._heard_ms > SILENT_MS
+        asked_ms = self._asked_ms
+        return bool(self._error) or 0 < asked_ms < self._now_ms() - SILENT_MS
 
     @property
     def stale(self) -> bool:
@@ -451,10 +458,11 @@ class Live:
 
     def _attempt(self, *, wait_ms: int) -> bool:
         """Catch up with the table; return whether it answered."""
+        followed = self._copy is not None
         try:
             self._catch_up(wait_ms)
         except TableError as error:
-            if not self._error and self._copy is not None:
+            if not self._error and followed:
                 _log.warning("answers come from the last good copy: %s", error)
             self._error = str(error)
             return False
@@ -463,13 +471,23 @@ class Live:
             _log.exception("what is published cannot be followed")
             self._error = "what is published cannot be followed; the log of the server says why"
             return False
-        if self._error and self._heard_ms:
+        if self._error and followed:
             _log.info("the table answers again")
-        self._error, self._heard_ms = "", self._now_ms()
+        self._error = ""
         return True
 
+    def _answer(self, question: Callable[[], T]) -> T:
+        """Ask the table; what is done with the answer may then take its time."""
+        self._asked_ms = self._now_ms()
+        try:
+            answer = question()
+        finally:
+            self._asked_ms = 0
+        self._heard_ms = self._now_ms()
+        return answer
+
     def _catch_up(self, wait_ms: int) -> None:
-        reader, copy = self._table.reader(), self._copy
+        reader, copy = self._answer(self._table.reader), self._copy
         if copy is None or copy.epoch != reader.epoch:
             new = Copy(reader, users_kept=self._users_kept, exact_up_to=self._exact_up_to)
             if copy is not None and (warm := copy.newest(WARM_USERS)):
@@ -478,7 +496,7 @@ class Live:
             self._copy = new
             return
         # A copy is told of changes by its own reader, so what it reads is of its own epoch.
-        changes = copy.reader.changes(copy.cursor, wait_ms=wait_ms)
+        changes = self._answer(lambda: copy.reader.changes(copy.cursor, wait_ms=wait_ms))
         if changes.cursor != copy.cursor or changes.whole:
             started = time.monotonic()
             copy.take(changes)

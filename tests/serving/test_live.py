@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 
 from deploy.service import free_port
 from serving.changes import Changes
-from serving.live import Copy
+from serving.live import SILENT_MS, Copy
 from serving.redis_table import RedisTable
 from serving.rows import Layout
+from serving.table import MemoryTable
 from stream.errors import TableError
 from tests import redis_server
 from tests.serving.world import (
@@ -69,12 +71,56 @@ def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
     assert took_s < 60
 
 
-def test_a_table_that_falls_silent_makes_answers_stale() -> None:
+def test_what_was_published_long_ago_is_stale() -> None:
     table = published(update(users=user("u", [1, 0]), published_ms=now_ms()))
     with following(table, stale_s=3_600) as live:
         assert not ask(live, LIST, user="u").stale
     with following(table, stale_s=1e-3) as live:
         assert ask(live, LIST, user="u").stale
+
+
+class Halting(MemoryTable):
+    """A table whose readers wait, when they are told to, in a look at attributes or at changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halts_in = ""
+        self.reached = threading.Event()
+        self.goes_on = threading.Event()
+
+    def reader(self) -> Any:
+        return _HaltingReader(self, super().reader())
+
+
+class _HaltingReader:
+    def __init__(self, table: Halting, reader: Any) -> None:
+        self._table = table
+        self._reader = reader
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._table.halts_in:
+            self._table.reached.set()
+            assert self._table.goes_on.wait(60)
+        return getattr(self._reader, name)
+
+
+@pytest.mark.parametrize(("halts_in", "away"), [("changes", True), ("item_attributes", False)])
+def test_a_table_is_away_when_it_is_silent_not_while_changes_are_taken(
+    halts_in: str, *, away: bool
+) -> None:
+    table, clock = Halting(), [1_000_000]
+    publish(table, update(users=user("u", [1, 0])))
+    with following(table, now_ms=lambda: clock[0]) as live:
+        assert not live.away
+        table.halts_in = halts_in
+        table.publish(update(2, items=items(["new"])))
+        assert table.reached.wait(60)
+        clock[0] += SILENT_MS + 1
+        assert live.away is away
+        table.halts_in = ""
+        table.goes_on.set()
+        until(live, has_step(2), "the change")
+        until(live, lambda live: not live.away, "an answer")
 
 
 class Failing:
@@ -127,6 +173,7 @@ def test_a_user_who_changes_while_being_read_is_read_again() -> None:
     reader.seen = seen
     copy.read({"u"})
     assert copy.user("u") is None
+    assert copy.user("u", old=True) is not None
     reader.seen = read
     copy.read({"u"})
     assert copy.user("u") is not None
