@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import click
@@ -61,12 +62,16 @@ def demonstrate(settings: Settings) -> None:
         learner = LearnerSettings(snapshots=folder, snapshot_s=_NEVER_S, device="cpu")
         settings = checked(msgspec.structs.replace(settings, learner=learner))
         log, table = SharedLog(), MemoryTable()
-        api = build(settings, table, LogSink(log))
+        api = build(settings, table, LogSink(log), open_log=lambda: nullcontext(log))
         entries = sample(time.time_ns() // 1_000_000)
         log.append("interactions", entries, timestamp_ms=time.time_ns() // 1_000_000)
         click.echo(f"the API is at {address(settings.serving)}, the console too", err=True)
-        with _learning(settings, log, table, len(entries)):
+        user = (entries[-1][0] or b"").decode()  # who did something just now
+        example = f"{address(settings.serving)}/v1/recommendations/{user}"
+        with _learning(settings, log, table, len(entries), f"; try {example}"):
             run(serve_here(api, settings.serving))
+    # Else the interpreter looks through all of this for cycles, for seconds, before it ends.
+    gc.freeze()
 
 
 def sample(end_ms: int) -> list[Entry]:
@@ -110,9 +115,9 @@ class SharedLog(MemoryLog):
 
 @contextmanager
 def _learning(
-    settings: Settings, log: SharedLog, table: MemoryTable, n_events: int
+    settings: Settings, log: SharedLog, table: MemoryTable, n_events: int, then: str = ""
 ) -> Iterator[None]:
-    """Type and learn in threads as long as the block runs; tell how far it has come.
+    """Type and learn in threads as long as the block runs; tell how far it has come, and then more.
 
     Raises
     ------
@@ -143,7 +148,7 @@ def _learning(
     works = (
         lambda: _type(settings, log, typed, over),
         learn,
-        lambda: _show(worker, n_events, over),
+        lambda: _show(worker, n_events, over, then),
     )
     threads = [threading.Thread(target=guarded(work), daemon=True) for work in works]
     for thread in threads:
@@ -185,7 +190,7 @@ def _type(
         log.trim("interactions", positions)
 
 
-def _show(worker: LearnerWorker, n_events: int, over: threading.Event) -> None:
+def _show(worker: LearnerWorker, n_events: int, over: threading.Event, then: str) -> None:
     """Show how much of the sample is learned, until all of it can be asked for."""
     columns = (TextColumn("learning from the sample"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
@@ -197,4 +202,4 @@ def _show(worker: LearnerWorker, n_events: int, over: threading.Event) -> None:
         while not values["ready"] and not over.wait(0.2):
             progress.update(task, completed=min(values["events"], n_events))
     if values["ready"]:
-        click.echo(f"ready: learned from {values['events']:,.0f} events", err=True)
+        click.echo(f"ready: learned from {values['events']:,.0f} events{then}", err=True)

@@ -35,7 +35,13 @@ _POM: Final = Path(__file__).parent / "kafka" / "pom.xml"
 _PULL_S: Final = 600
 """Time for what comes from the network: an image, or the broker's libraries (54 MB)."""
 
-_JVM: Final = ("-Xms128m", "-Xmx512m", "-Dorg.slf4j.simpleLogger.showDateTime=true")
+# The second compiler would take a core for itself for minutes, on a machine that has few.
+_JVM: Final = (
+    "-Xms128m",
+    "-Xmx512m",
+    "-XX:TieredStopAtLevel=1",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+)
 
 # A broker on its own, on a small machine. Topics are made on purpose only: a misspelt name must
 # not become a topic.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.service import listens
@@ -22,7 +26,7 @@ from stream.commits import Commit, read_commits
 from stream.errors import BadSnapshot, LogError, TidegraphError
 from stream.kafka import KafkaLog, kafka_python, kafka_python_told
 from stream.log import Positions
-from stream.settings import KafkaSettings, LearnerSettings, Settings
+from stream.settings import KafkaSettings, LearnerSettings, ServingSettings, Settings
 from stream.topics import TOPICS
 
 _ANSWER_S: Final = 3.0
@@ -72,6 +76,8 @@ class Metrics:
     (4.0, None)
     >>> metrics.by("a_total", "kind")
     {'x': 3.0, 'y': 4.0}
+    >>> Metrics('b{kind="x",of="1"} 3\\nb{kind="x",of="2"} 4\\n').by("b", "kind")
+    {'x': 7.0}
 
     """
 
@@ -88,21 +94,21 @@ class Metrics:
         return None if found is None or math.isnan(found) else found
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """Return the numbers of a name by the value of its only label."""
-        return {
-            dict(labels)[label]: value
-            for (one, labels), value in self._samples.items()
-            if one == name and label in dict(labels)
-        }
+        """Return the numbers of a name by the value of a label, summed over the others."""
+        found: dict[str, float] = {}
+        for (one, labels), value in self._samples.items():
+            if one == name and (named := dict(labels).get(label)) is not None:
+                found[named] = found.get(named, 0.0) + value
+        return found
 
     def quantile(self, name: str, q: float, **labels: str) -> float | None:
-        """Return a quantile of a histogram since its worker started; see :func:`quantile`."""
+        """Return a quantile of all that has these labels since its start; see :func:`quantile`."""
         wanted = labels.items()
-        buckets = {
-            float(dict(have)["le"]): count
-            for (one, have), count in self._samples.items()
-            if one == name + "_bucket" and wanted <= set(have)
-        }
+        buckets: dict[float, float] = {}
+        for (one, have), count in self._samples.items():
+            if one == name + "_bucket" and wanted <= set(have):
+                bound = float(dict(have)["le"])
+                buckets[bound] = buckets.get(bound, 0.0) + count
         return quantile(buckets, q)
 
 
@@ -139,6 +145,15 @@ def quantile(buckets: Mapping[float, float], q: float) -> float | None:
     return start
 
 
+class Api(NamedTuple):
+    """The API that answered."""
+
+    where: str
+    unready: str
+    """Why it is not ready; empty if it is."""
+    metrics: Metrics | Down
+
+
 @dataclass(frozen=True, kw_only=True)
 class Readings:
     """Everything that was read at one time.
@@ -160,16 +175,27 @@ class Readings:
     commits: dict[int, tuple[int, Commit]] | Down
     stream: Metrics | Down
     learner: Metrics | Down
+    api: Api | Down
     table: TableInfo | Down
     snapshot: Described | Down
 
 
-def read(settings: Settings) -> Readings:
-    """Ask every part at the same time; takes as long as the slowest, ten seconds at most."""
-    with ThreadPoolExecutor(max_workers=5) as pool:
+def read(settings: Settings, api_key: str = "") -> Readings:
+    """Ask every part at the same time; takes as long as the slowest, ten seconds at most.
+
+    Parameters
+    ----------
+    settings
+        Where the parts are.
+    api_key
+        A reader's, without which the API tells no more than whether it is ready, if it has keys.
+
+    """
+    with ThreadPoolExecutor(max_workers=6) as pool:
         kafka = pool.submit(_kafka, settings)
         stream = pool.submit(_metrics, settings.stream.port, "stream")
         learner = pool.submit(_metrics, settings.learner.port, "learn")
+        api = pool.submit(ask_api, settings.serving, api_key)
         table = pool.submit(_table, settings)
         snapshot = pool.submit(_snapshot, settings.learner)
         broker, topics, commits = kafka.result()
@@ -180,6 +206,7 @@ def read(settings: Settings) -> Readings:
             commits=commits,
             stream=stream.result(),
             learner=learner.result(),
+            api=api.result(),
             table=table.result(),
             snapshot=snapshot.result(),
         )
@@ -268,6 +295,53 @@ def _metrics(port: int, command: str) -> Metrics | Down:
         return Down(f"no worker answers at {url} ({reason})", remedy)
     except ValueError as error:
         return Down(f"what answers at {url} is no worker of ours: {error}", remedy)
+
+
+def ask_api(settings: ServingSettings, key: str = "") -> Api | Down:
+    """Ask the API of this machine whether it is ready, and for its figures."""
+    from serving.server import address  # only here: it brings the server along
+
+    remedy = "start it with `tidegraph serve`, or name the port it serves in the settings"
+    if settings.port == 0:
+        return Down("its port is 0, which is any free one, so it cannot be asked", remedy)
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on here
+    here = msgspec.structs.replace(settings, host=anywhere.get(settings.host, settings.host))
+    where = address(here)
+    try:
+        trusted = _its_own(settings.cert_file) if settings.cert_file else None
+        status, said = _asked_api(f"{where}/readyz", "", trusted)
+        unready = "" if status == HTTPStatus.OK else str(json.loads(said)["detail"])
+        status, said = _asked_api(f"{where}/metrics", key, trusted)
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            why = "the key is not a reader's" if key else "figures want a reader's key"
+            return Api(where, unready, Down(why, "put one into TIDEGRAPH_API_KEY"))
+        return Api(where, unready, Metrics(said.decode()))
+    except OSError as error:
+        return Down(f"no API answers at {where} ({getattr(error, 'reason', error)})", remedy)
+    except (ValueError, KeyError, TypeError) as error:
+        return Down(f"what answers at {where} is no API of ours: {error}", remedy)
+
+
+def _asked_api(url: str, key: str, trusted: ssl.SSLContext | None) -> tuple[int, bytes]:
+    """Return the status and the body of an answer."""
+    headers = {"X-API-Key": key} if key else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - an address of ours
+    try:
+        with urllib.request.urlopen(  # noqa: S310 - the same
+            request, timeout=_ANSWER_S, context=trusted
+        ) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def _its_own(cert_file: str) -> ssl.SSLContext:
+    """Return what trusts the API's own certificate and no other: a key goes to nobody else."""
+    context = ssl.create_default_context(cafile=cert_file)
+    context.check_hostname = False  # it is asked by address
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def _table(settings: Settings) -> TableInfo | Down:

@@ -118,6 +118,28 @@ class LearnerStatus(Section):
     freshness: dict[str, Span] = {}
 
 
+class ApiStatus(Section):
+    """The API: all its processes, and of their state that of the one that is worst off.
+
+    ``figures`` tells why no more is known than whether it is ready.
+    """
+
+    where: str = ""
+    figures: str = ""
+    ready: bool | None = None
+    epoch: int | None = None
+    step: int | None = None
+    age_s: float | None = None
+    items: int | None = None
+    users_kept: int | None = None
+    table_up: bool | None = None
+    requests_per_s: float | None = None
+    lists: Span | None = None
+    answered_by: dict[str, int] = {}
+    stale_lists: int | None = None
+    experiments: int | None = None
+
+
 class TableStatus(Section):
     """The published table in Redis; ``epoch`` is the version of the model."""
 
@@ -149,6 +171,7 @@ class Status(msgspec.Struct, kw_only=True):
     topics: TopicsStatus
     stream: StreamStatus
     learner: LearnerStatus
+    api: ApiStatus
     table: TableStatus
     snapshot: SnapshotStatus
 
@@ -178,7 +201,8 @@ def judge(now: Readings, before: Readings | None = None) -> Status:
             number=newest.number, age_s=now.at_s - newest.written_s, n_bytes=newest.n_bytes
         )
     topics, stream, learner = _topics(now), _stream(now, before), _learner(now, before)
-    sections: tuple[Section, ...] = (broker, topics, stream, learner, table, snapshot)
+    api = _api(now, before)
+    sections: tuple[Section, ...] = (broker, topics, stream, learner, api, table, snapshot)
     return Status(
         at_ms=round(now.at_s * 1_000),
         well=not any(section.problem for section in sections),
@@ -186,6 +210,7 @@ def judge(now: Readings, before: Readings | None = None) -> Status:
         topics=topics,
         stream=stream,
         learner=learner,
+        api=api,
         table=table,
         snapshot=snapshot,
     )
@@ -267,25 +292,16 @@ def _learner(now: Readings, before: Readings | None) -> LearnerStatus:
     if isinstance(now.learner, Down):
         return status
     metrics = now.learner
-
-    def whole(name: str) -> int | None:
-        value = metrics.value(name)
-        return None if value is None else int(value)
-
-    def truth(name: str) -> bool | None:
-        value = metrics.value(name)
-        return None if value is None else bool(value)
-
     events = "tidegraph_learner_events_total"
-    status.ready = truth("tidegraph_learner_ready")
-    status.events = whole(events)
-    status.lag = whole("tidegraph_learner_lag_records")
+    status.ready = _truth(metrics, "tidegraph_learner_ready")
+    status.events = _whole(metrics, events)
+    status.lag = _whole(metrics, "tidegraph_learner_lag_records")
     status.loss = metrics.value("tidegraph_learner_loss")
     status.hit_ratio_at_10 = metrics.value("tidegraph_learner_hit_ratio_at_10")
     status.ndcg_at_10 = metrics.value("tidegraph_learner_ndcg_at_10")
-    status.micro_batch = whole("tidegraph_learner_micro_batch")
-    status.table_up = truth("tidegraph_learner_table_up")
-    status.waiting_rows = whole("tidegraph_learner_waiting_rows")
+    status.micro_batch = _whole(metrics, "tidegraph_learner_micro_batch")
+    status.table_up = _truth(metrics, "tidegraph_learner_table_up")
+    status.waiting_rows = _whole(metrics, "tidegraph_learner_waiting_rows")
     if seconds := metrics.value("tidegraph_learner_watermark_seconds"):
         status.watermark_ms = round(seconds * 1_000)
     freshness = "tidegraph_learner_freshness_seconds"
@@ -301,6 +317,55 @@ def _learner(now: Readings, before: Readings | None) -> LearnerStatus:
         if earlier is not None:
             status.events_per_s = _rate(status.events, earlier, now.at_s - before.at_s)
     return status
+
+
+def _api(now: Readings, before: Readings | None) -> ApiStatus:
+    if isinstance(now.api, Down):
+        return _down(ApiStatus, now.api)
+    status = ApiStatus(where=now.api.where, ready=not now.api.unready)
+    if now.api.unready:
+        status.problem = f"not ready: {now.api.unready}"
+        status.remedy = "does a learner publish, and does Redis answer? Old lists are given so far"
+    metrics = now.api.metrics
+    if isinstance(metrics, Down):
+        status.figures = f"{metrics.problem}: {metrics.remedy}"
+        return status
+    status.epoch = _whole(metrics, "tidegraph_api_epoch") or None
+    if status.epoch is not None:
+        status.step = _whole(metrics, "tidegraph_api_step")
+        status.age_s = metrics.value("tidegraph_api_published_age_seconds")
+    status.items = _whole(metrics, "tidegraph_api_items")
+    status.users_kept = _whole(metrics, "tidegraph_api_users_kept")
+    status.table_up = _truth(metrics, "tidegraph_api_table_up")
+    status.experiments = _whole(metrics, "tidegraph_api_experiments")
+    seconds, route = "tidegraph_api_seconds", "/v1/recommendations/{user}"
+    status.lists = Span(
+        metrics.quantile(seconds, 0.5, route=route), metrics.quantile(seconds, 0.99, route=route)
+    )
+    lists = "tidegraph_api_lists_total"
+    status.answered_by = {by: int(n) for by, n in metrics.by(lists, "answered_by").items()}
+    status.stale_lists = int(metrics.by(lists, "stale").get("yes", 0))
+    earlier = None if before is None or isinstance(before.api, Down) else before.api.metrics
+    if before is not None and isinstance(earlier, Metrics):
+        gone_s = now.at_s - before.at_s
+        status.requests_per_s = _rate(_requests(metrics), _requests(earlier), gone_s)
+    return status
+
+
+def _requests(metrics: Metrics) -> float:
+    """Return how many answers there were, other than to probes and to questions like ours."""
+    by_route = metrics.by("tidegraph_api_seconds_count", "route")
+    return sum(count for route, count in by_route.items() if route.startswith("/v1/"))
+
+
+def _whole(metrics: Metrics, name: str) -> int | None:
+    value = metrics.value(name)
+    return None if value is None else int(value)
+
+
+def _truth(metrics: Metrics, name: str) -> bool | None:
+    value = metrics.value(name)
+    return None if value is None else bool(value)
 
 
 def _rate(count: float, earlier: float, seconds: float) -> float | None:
@@ -321,6 +386,7 @@ def screen(status: Status) -> RenderableType:
         ("topics", status.topics, _topics_line(status.topics)),
         ("stream", status.stream, _stream_line(status.stream)),
         ("learner", status.learner, _learner_line(status.learner)),
+        ("API", status.api, _api_line(status.api)),
         ("table", status.table, _table_line(status.table)),
         ("snapshot", status.snapshot, _snapshot_line(status.snapshot)),
     ]
@@ -384,6 +450,22 @@ def _learner_line(learner: LearnerStatus) -> str:
     )
 
 
+def _api_line(api: ApiStatus) -> str:
+    return _joined(
+        api.where,
+        "ready" if api.ready else "",
+        _known(api.epoch, "epoch {}"),
+        _known(api.step, "step {:,}"),
+        _known(api.age_s, "rows {} old", span),
+        _known(api.items, "{:,} items"),
+        _known(api.users_kept, "{:,} users kept"),
+        "" if api.table_up in {None, True} else "Redis does not answer it",
+        _known(api.requests_per_s, "{:,.0f} requests/s"),
+        _known(api.experiments or None, "{} experiments"),
+        api.figures,
+    )
+
+
 def _table_line(table: TableStatus) -> str:
     return _joined(
         _known(table.epoch, "epoch {}"),
@@ -404,7 +486,7 @@ def _snapshot_line(snapshot: SnapshotStatus) -> str:
 
 
 def _facts(status: Status) -> Iterator[tuple[str, Text]]:
-    """Tell what became of the records, the classes, and how long events take to be servable."""
+    """Tell what became of records, the classes, the lists, and how long until events count."""
     told = status.stream.accounting
     if told.get("in_"):
         parts = " + ".join(f"{name} {told[name]:,}" for name in _TOLD[1:])
@@ -418,6 +500,22 @@ def _facts(status: Status) -> Iterator[tuple[str, Text]]:
         for stage, each in status.learner.freshness.items()
         if each.p50_s is not None and each.p99_s is not None
     ]
+    if lists := sum(status.api.answered_by.values()):
+        made = sorted(status.api.answered_by.items(), key=lambda each: -each[1])
+        took = status.api.lists
+        yield (
+            "lists",
+            Text(
+                _joined(
+                    f"{lists:,}",
+                    *(f"{by} {count / lists:.1%}" for by, count in made),
+                    _known(status.api.stale_lists or None, "{:,} stale"),
+                    f"p50 / p99 {span(took.p50_s)} / {span(took.p99_s)}"
+                    if took is not None and took.p50_s is not None and took.p99_s is not None
+                    else "",
+                )
+            ),
+        )
     if spans:
         yield "fresh", Text(f"p50 / p99 of each stage: {_joined(*spans)}")
 
@@ -507,9 +605,19 @@ def size(n_bytes: int) -> str:
 @config_option
 @click.option("--watch", is_flag=True, help="Stay, and look again every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
+@click.option(
+    "--api-key",
+    default="",
+    envvar="TIDEGRAPH_API_KEY",
+    show_envvar=True,
+    help="A reader's, for the figures of an API that has keys; others see it unless it is in the "
+    "variable.",
+)
 @click.pass_context
-def status(ctx: click.Context, config: Path | None, *, watch: bool, as_json: bool) -> None:
-    """Tell how the broker, the workers, the table and the snapshots are doing.
+def status(
+    ctx: click.Context, config: Path | None, *, watch: bool, as_json: bool, api_key: str
+) -> None:
+    """Tell how the broker, the workers, the API, the table and the snapshots are doing.
 
     Looks twice, a second apart, for the rates. Exit status 0 says that all is well, 1 that
     something is down: it is shown with what to do, beside all that is up.
@@ -521,17 +629,17 @@ def status(ctx: click.Context, config: Path | None, *, watch: bool, as_json: boo
     if watch and as_json:
         raise click.UsageError("--watch is for a terminal and --json for scripts; take one of them")
     settings = load_settings(config)
-    before = read(settings)
+    before = read(settings, api_key)
     if watch:
         console = Console()
         with Live(screen(judge(before)), console=console, screen=console.is_terminal) as live:
             while True:
                 time.sleep(_WATCH_S)
-                now = read(settings)
+                now = read(settings, api_key)
                 live.update(screen(judge(now, before)), refresh=True)
                 before = now
     time.sleep(_SAMPLE_S)
-    found = judge(read(settings), before)
+    found = judge(read(settings, api_key), before)
     if as_json:
         click.echo(msgspec.json.encode(found))
     else:

@@ -30,7 +30,6 @@ _FNV_PRIME: Final = np.uint64(0x100000001B3)
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _HALF: Final = np.uint64(32)
 _NOTHING: Final = np.uint64(0)
-_ONE: Final = np.uint64(1)
 
 
 @njit(cache=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from river.drift import ADWIN
 
 from graph_store.graph import View
@@ -26,6 +27,9 @@ HOURS: Final = 48
 
 ALARMS: Final = 100
 """Drift alarms that are remembered."""
+
+FREEZE_MS: Final = 86_400_000
+"""Event time for which the frozen model stands still: a day, as if it were trained nightly."""
 
 _HOUR_MS: Final = 3_600_000
 
@@ -81,6 +85,8 @@ class Hour(NamedTuple):
     ranked: int
     hits: float  # sum of the hit ratio at 10
     gain: float  # sum of the NDCG at 10
+    frozen_ranked: int = 0  # those that the frozen model ranked as well
+    frozen_gain: float = 0.0
 
 
 class Alarm(NamedTuple):
@@ -106,6 +112,11 @@ class Prequential:
         Of the micro-batches.
     seed
         Of the choice.
+    twin
+        Makes a model built alike, whose parameters then stand still: it ranks the same events from
+        the same graph, which shows what learning online is worth. ``None``: there is none.
+    freeze_ms
+        Event time after which the parameters are copied anew.
 
     Attributes
     ----------
@@ -116,14 +127,28 @@ class Prequential:
 
     Notes
     -----
-    A restart begins with fresh drift detectors: their windows are not kept.
+    A restart begins with fresh drift detectors: their windows are not kept. The frozen model is as
+    the model was when the period (of event time, a whole number of them since 1970) or this process
+    began; before anything was learned there is none.
 
     """
 
-    def __init__(self, model: Model, *, share: float, seed: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        share: float,
+        seed: int,
+        twin: Callable[[], Model] | None = None,
+        freeze_ms: int = FREEZE_MS,
+    ) -> None:
         self._model = model
         self._share = share
         self._seed = seed
+        self._twin = twin
+        self._freeze_ms = freeze_ms
+        self._frozen: Model | None = None
+        self._period: int | None = None  # of the newest event; None before the first
         self.loss, self.hit_ratio, self.ndcg = (FadingMean() for _ in range(3))
         self.drifts = dict.fromkeys(SIGNALS, 0)
         self.hours: list[Hour] = []
@@ -136,6 +161,7 @@ class Prequential:
         """Rank the positives of a view, if it is one of those that are ranked."""
         self._events += len(view)
         self._newest_ms = max(self._newest_ms, int(view.ts_ms.max(initial=0)))
+        self._freeze()
         positives = np.flatnonzero(view.positive)
         if positives.size == 0 or not self._chosen(view.step):
             return
@@ -143,15 +169,20 @@ class Prequential:
         at_once = max(1, _SCORES // max(view.n_items, 1))
         for first in range(0, positives.shape[0], at_once):
             some = positives[first : first + at_once]
-            scores = self._model.score(view, some)
-            ranks = rank_targets(scores, view.items[some], *rows_of(pointers, seen, some))
-            for rank, ts_ms in zip(ranks.tolist(), view.ts_ms[some].tolist(), strict=True):
-                hit = float(rank <= 10)
-                gain = 1 / math.log2(1 + rank) if hit else 0.0
+            met = rows_of(pointers, seen, some)
+            gains = _gains(self._model.score(view, some), view.items[some], met)
+            frozen = self._frozen and _gains(self._frozen.score(view, some), view.items[some], met)
+            for at, (gain, ts_ms) in enumerate(zip(gains, view.ts_ms[some].tolist(), strict=True)):
+                hit = float(gain > 0)
                 self.hit_ratio.add(hit)
                 self.ndcg.add(gain)
-                self._count(ts_ms, hit, gain)
+                self._count(ts_ms, hit, gain, frozen[at] if frozen else None)
                 self._watch("hit_ratio_at_10", hit)
+
+    def forget(self, user: int) -> None:
+        """Take a user's parameters out of the frozen model too."""
+        if self._frozen is not None:
+            self._frozen.forget(user)
 
     def learned(self, loss: float) -> None:
         """Take in the loss of a step, NaN where there was nothing to learn from."""
@@ -181,6 +212,16 @@ class Prequential:
         self.hours = [Hour(*hour) for hour in state.get("hours", ())]
         self.alarms = deque((Alarm(*alarm) for alarm in state.get("alarms", ())), maxlen=ALARMS)
         self._events = state.get("events", 0)
+        self._period = -1  # the model has learned: it is frozen with the next event
+
+    def _freeze(self) -> None:
+        if self._twin is None:
+            return
+        period, before = self._newest_ms // self._freeze_ms, self._period
+        self._period = period if before is None else max(period, before)
+        if before is not None and period > before:
+            self._frozen = self._frozen or self._twin()
+            self._frozen.restore(self._model.state())
 
     def _chosen(self, step: int) -> bool:
         return bool(np.random.default_rng((self._seed, step)).random() < self._share)
@@ -192,11 +233,28 @@ class Prequential:
             self.drifts[signal] += 1
             self.alarms.append(Alarm(signal, self._newest_ms, self._events))
 
-    def _count(self, ts_ms: int, hit: float, gain: float) -> None:
+    def _count(self, ts_ms: int, hit: float, gain: float, frozen: float | None) -> None:
         hour_ms = ts_ms // _HOUR_MS * _HOUR_MS
         at = bisect_left(self.hours, hour_ms, key=lambda hour: hour.hour_ms)
         if at == len(self.hours) or self.hours[at].hour_ms != hour_ms:
             self.hours.insert(at, Hour(hour_ms, 0, 0.0, 0.0))
         before = self.hours[at]
-        self.hours[at] = Hour(hour_ms, before.ranked + 1, before.hits + hit, before.gain + gain)
+        self.hours[at] = Hour(
+            hour_ms,
+            before.ranked + 1,
+            before.hits + hit,
+            before.gain + gain,
+            before.frozen_ranked + (frozen is not None),
+            before.frozen_gain + (frozen or 0.0),
+        )
         del self.hours[:-HOURS]
+
+
+def _gains(
+    scores: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    met: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> list[float]:
+    """Return the NDCG at 10 of each event's item, 0 where it stands lower."""
+    ranks = rank_targets(scores, targets, *met).tolist()
+    return [1 / math.log2(1 + rank) if rank <= 10 else 0.0 for rank in ranks]

@@ -66,6 +66,9 @@ def report(
                 "ranked": hour.ranked,
                 "hit_ratio_at_10": hour.hits / hour.ranked,
                 "ndcg_at_10": hour.gain / hour.ranked,
+                "frozen_ndcg_at_10": (
+                    hour.frozen_gain / hour.frozen_ranked if hour.frozen_ranked else None
+                ),
             }
             for hour in prequential.hours
         ],

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -54,7 +55,7 @@ _PUBLISHING: Final = 4.0
 _TABLE_AWAY: Final = 9.0
 """The same where the table did not answer."""
 
-_RETRY_S: Final = (0.2, 5.0)
+_RETRY_S: Final = (0.2, 1.0)
 """Pause after a write that failed: the first, and the longest."""
 
 _DESCRIBE_S: Final = 0.2
@@ -124,12 +125,16 @@ class LearnerWorker:
             device=self.settings.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )
         self.graph = TemporalGraph(graph_config)
-        self.model = STAHawkes(
-            config, k=graph_config.k_user, n_half_lives=len(graph_config.half_lives_ms)
+        build = partial(
+            STAHawkes, config, k=graph_config.k_user, n_half_lives=len(graph_config.half_lives_ms)
         )
+        self.model = build()
         self._learner = OnlineLearner(self.graph, self.model)
         self.prequential = Prequential(
-            self.model, share=self.settings.ranked_share, seed=self.settings.seed
+            self.model,
+            share=self.settings.ranked_share,
+            seed=self.settings.seed,
+            twin=build if self.settings.frozen else None,
         )
         self._publisher = Publisher(table, self.graph, self.model, now_ms=_now_ms, dim=config.dim)
         self._snapshot_key = snapshot_key(self.settings)
@@ -322,7 +327,10 @@ class LearnerWorker:
                 self._counts["events"] += len(events)
                 self._classes += np.bincount(events.kind, minlength=len(Kind))
             for user_id in erased:
-                self._publisher.forget(user_id, self._learner.forget(user_id))
+                forgotten = self._learner.forget(user_id)
+                if forgotten is not None:
+                    self.prequential.forget(forgotten.user)
+                self._publisher.forget(user_id, forgotten)
             self._counts["erasures"] += len(erased)
         self._counts["unreadable"] += int(np.count_nonzero(rows.what == UNREADABLE))
         ends = zip(rows.partition.tolist(), (rows.offset + 1).tolist(), strict=True)
@@ -385,7 +393,8 @@ class LearnerWorker:
             values["table_errors"] += 1
         else:
             ended = time.monotonic()
-            pause_s = _PUBLISHING * (ended - started)
+            # As long as readers see nothing newer at all, one turn of each is enough.
+            pause_s = _PUBLISHING * (ended - started) if self._publisher.in_view else 0.0
             self._publish_at_s = max(
                 ended + pause_s, started + self.settings.publish_s if whole else 0.0
             )

@@ -123,6 +123,11 @@ class State(NamedTuple):
     error: str  # why it does not answer now; empty if it does
     stale: bool
 
+    @property
+    def ready(self) -> bool:
+        """Whether rows are in memory and fresh."""
+        return self.epoch is not None and not self.stale
+
 
 class Copy:
     """One epoch in memory. One thread takes changes in and any number ask.
@@ -368,8 +373,8 @@ class Live:
 
     Notes
     -----
-    A request takes :attr:`copy` once and is answered from it alone, so it never mixes two epochs.
-    A new epoch is read whole beside the old one, which goes on answering.
+    A request takes one copy and is answered from it alone, so it never mixes two epochs. A new
+    epoch is read whole beside the old one, which goes on answering.
 
     """
 
@@ -388,7 +393,11 @@ class Live:
         self._exact_up_to = exact_up_to
         self._now_ms = now_ms
         self._copy: Copy | None = None
+        self._wanted: frozenset[int] = frozenset()  # besides the one in view
+        self._others: dict[int, Copy] = {}  # those of them that are there; replaced as a whole
+        self._choosing = threading.Lock()  # which copies there are
         self._popular = Popular([], [])
+        self.users_read = 0  # since the start, as requests asked for them
         self._error = "nothing was read yet"
         self._heard_ms = 0
         self._asked_ms = 0  # since when an answer is waited for; 0: none is
@@ -410,8 +419,42 @@ class Live:
 
     @property
     def copy(self) -> Copy | None:
-        """The epoch in memory; ``None`` until one could be read."""
+        """The epoch in view, in memory; ``None`` until one could be read."""
         return self._copy
+
+    @property
+    def others(self) -> bool:
+        """Whether epochs besides the one in view are in memory."""
+        return bool(self._others)
+
+    def copy_of(self, epoch: int) -> Copy | None:
+        """Return an epoch in memory; ``None`` if it is not followed, or gone."""
+        copy = self._copy
+        if copy is not None and copy.epoch == epoch:
+            return copy
+        return self._others.get(epoch)
+
+    def also(self, epochs: Collection[int]) -> None:
+        """Follow these epochs besides the one in view, and no others; read those that are there.
+
+        Raises
+        ------
+        TableError
+            If the table does not answer.
+
+        """
+        with self._choosing:
+            self._wanted = frozenset(epochs)
+            self._others = {one: copy for one, copy in self._others.items() if one in epochs}
+        new = [epoch for epoch in sorted(epochs) if self.copy_of(epoch) is None]
+        there = {each.epoch for each in self._table.epochs()} if new else set()
+        for epoch in new:
+            if epoch in there:
+                copy = self._read(self._table.reader(epoch))
+                with self._choosing:
+                    self._others = {**self._others, epoch: copy}
+            else:
+                _log.warning("the model of epoch %d is gone: the one in view answers for it", epoch)
 
     @property
     def popular(self) -> Popular:
@@ -489,20 +532,45 @@ class Live:
     def _catch_up(self, wait_ms: int) -> None:
         reader, copy = self._answer(self._table.reader), self._copy
         if copy is None or copy.epoch != reader.epoch:
-            new = Copy(reader, users_kept=self._users_kept, exact_up_to=self._exact_up_to)
+            new = self._others.get(reader.epoch) or self._read(reader)
             if copy is not None and (warm := copy.newest(WARM_USERS)):
                 new.read(warm)
             self._remember(new.catalogue)
-            self._copy = new
+            with self._choosing:
+                others = {one: other for one, other in self._others.items() if one != new.epoch}
+                if copy is not None and copy.epoch in self._wanted:
+                    others[copy.epoch] = copy
+                self._copy, self._others = new, others
             return
+        if self._take(copy, wait_ms):
+            self._remember(copy.catalogue)
+        for other in self._others.values():
+            self._follow_other(other)
+
+    def _read(self, reader: Reader) -> Copy:
+        return Copy(reader, users_kept=self._users_kept, exact_up_to=self._exact_up_to)
+
+    def _take(self, copy: Copy, wait_ms: int) -> bool:
+        """Take in what was published into a copy's epoch; say whether there was something."""
         # A copy is told of changes by its own reader, so what it reads is of its own epoch.
         changes = self._answer(lambda: copy.reader.changes(copy.cursor, wait_ms=wait_ms))
-        if changes.cursor != copy.cursor or changes.whole:
-            started = time.monotonic()
-            copy.take(changes)
-            self._remember(copy.catalogue)
-            # A large catalogue takes long to refresh: leave at least as much time to requests.
-            self._closed.wait(min(time.monotonic() - started, 5.0))
+        if changes.cursor == copy.cursor and not changes.whole:
+            return False
+        started = time.monotonic()
+        copy.take(changes)
+        # A large catalogue takes long to refresh: leave at least as much time to requests.
+        self._closed.wait(min(time.monotonic() - started, 5.0))
+        return True
+
+    def _follow_other(self, copy: Copy) -> None:
+        try:
+            self._take(copy, 0)
+        except TableError:
+            if copy.epoch in {each.epoch for each in self._table.epochs()}:
+                raise
+            _log.warning("the model of epoch %d is gone: the one in view answers", copy.epoch)
+            with self._choosing:
+                self._others = {e: o for e, o in self._others.items() if e != copy.epoch}
 
     def _remember(self, catalogue: Catalogue) -> None:
         base = catalogue.base(catalogue.barrier.at_ms)

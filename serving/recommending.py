@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from serving.catalogue import PAIR, Catalogue
 from serving.filtering import Wanted
 from serving.live import Averages, Copy, Live, User, wall_ms
+from serving.rerank import rerank
 from serving.retrieval import NO_HISTORY, History, Query, Ranked, recommend
 from stream.errors import TableError
 from stream.events import Kind
@@ -35,6 +36,8 @@ GATHER_S: Final = 0.001
 READ_S: Final = 1.0
 """How long a request waits for the table to tell of its user; then what is in memory must do."""
 
+_WIDER: Final = 5  # times the items wanted is what a diverse list is chosen from
+_WIDEST: Final = 1_000
 _FEW: Final = 20_000  # items that are all looked at where a filter allows no more
 _MORE: Final = 100  # candidates besides the items wanted, whose base may have grown since
 
@@ -116,8 +119,24 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stale: bool
 
 
-class Recommendations(Origin, frozen=True, kw_only=True, gc=False):
-    """A list and what it was made from.
+class TakesPart(msgspec.Struct, frozen=True, gc=False):
+    """An experiment that a request took part in.
+
+    Parameters
+    ----------
+    experiment
+        Its name.
+    arm
+        That decided the list; ``null`` where the lists of both arms were mixed.
+
+    """
+
+    experiment: str
+    arm: str | None
+
+
+class Recommendations(Origin, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A list and what it was made from. Of a mixed list all but the items is the control's.
 
     Parameters
     ----------
@@ -133,6 +152,11 @@ class Recommendations(Origin, frozen=True, kw_only=True, gc=False):
         Whether that is anything but the vector.
     vector_age_ms
         Since the user's vector was published; ``null`` without one.
+    request_id
+        To be sent with the feedback on this list. Left out, as ``experiments`` is, where the list
+        took part in no experiment.
+    experiments
+        Those that it took part in.
 
     """
 
@@ -141,6 +165,8 @@ class Recommendations(Origin, frozen=True, kw_only=True, gc=False):
     answered_by: Step
     fallback: bool
     vector_age_ms: int | None
+    request_id: str = ""
+    experiments: list[TakesPart] = []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +189,10 @@ class Ask:
         Attributes that the items must have.
     leave_out_seen
         Whether what the user has met is left out, and the context.
+    model
+        Epoch to answer from, where it is in memory; ``None`` is the one in view.
+    diversity
+        As in :func:`serving.rerank.rerank`; 0 keeps the order of the scores.
 
     """
 
@@ -173,6 +203,13 @@ class Ask:
     include: Collection[str] | None = None
     wanted: Wanted = field(default_factory=dict)
     leave_out_seen: bool = True
+    model: int | None = None
+    diversity: float = 0.0
+
+    @property
+    def n_found(self) -> int:
+        """How many of the best are looked for."""
+        return max(self.n, min(self.n * _WIDER, _WIDEST)) if self.diversity else self.n
 
 
 class Start(NamedTuple):
@@ -235,7 +272,7 @@ class Recommender:
         return await waiting.answer
 
     async def recommend_all(self, asks: Sequence[Ask]) -> list[Recommendations]:
-        """Return one list for each, all of one model.
+        """Return one list for each; those that name no model are all of the same.
 
         Raises
         ------
@@ -248,7 +285,8 @@ class Recommender:
             waiting = [_Waiting(ask, loop.create_future()) for ask in asks]
             self._enqueue(waiting)
             answers = await asyncio.gather(*(one.answer for one in waiting))
-            if len({answer.model for answer in answers}) <= 1:
+            pairs = zip(asks, answers, strict=True)
+            if len({answer.model for ask, answer in pairs if ask.model is None}) <= 1:
                 return answers
             # A model was flipped meanwhile, which is seldom.
 
@@ -261,17 +299,38 @@ class Recommender:
             If nothing was ever read from the table.
 
         """
-        for _ in range(2):  # again if a model was flipped meanwhile
-            copy = self._copy()
-            if (user := copy.user(user_id)) is not None:
-                return copy, user
-            if not self._live.away and not self._hung:
-                await self._read(copy, {user_id})
-            if copy is self._live.copy:
-                break
+        copy = await self.with_users([user_id])
         return copy, copy.user(user_id, old=True)
 
-    def _copy(self) -> Copy:
+    async def with_users(self, user_ids: Collection[str]) -> Copy:
+        """Return the epoch in view with users in memory, as far as the table tells of them.
+
+        Raises
+        ------
+        Unready
+            If nothing was ever read from the table.
+
+        """
+        for _ in range(2):  # again if a model was flipped meanwhile
+            copy = self.in_view()
+            missing = {user_id for user_id in user_ids if copy.user(user_id) is None}
+            if not missing:
+                break
+            if not self._live.away and not self._hung:
+                await self._read(copy, missing)
+            if copy is self._live.copy:
+                break
+        return copy
+
+    def in_view(self) -> Copy:
+        """Return the epoch in view.
+
+        Raises
+        ------
+        Unready
+            If nothing was ever read from the table.
+
+        """
         if (copy := self._live.copy) is None:
             raise Unready
         return copy
@@ -293,16 +352,27 @@ class Recommender:
             self._waiting[0].answer.get_loop().call_soon(self._answer)
         some = [one for one in some if not one.answer.done()]  # the others were given up
         try:
-            copy = self._copy()
-            now, users = self._in_memory(copy, some)
-            answers = self._lists(copy, [one.ask for one in now], users)
+            for copy, those in self._by_copy(some):
+                now, users = self._in_memory(copy, those)
+                answers = self._lists(copy, [one.ask for one in now], users)
+                for one, answer in zip(now, answers, strict=True):
+                    one.answer.set_result(answer)
         except Exception as error:  # noqa: BLE001 - each request raises it where it waits
             for one in some:
                 if not one.answer.done():
                     one.answer.set_exception(error)
-            return
-        for one, answer in zip(now, answers, strict=True):
-            one.answer.set_result(answer)
+
+    def _by_copy(self, some: list[_Waiting]) -> list[tuple[Copy, list[_Waiting]]]:
+        """Return from which copy each is answered: the one in view where there is no other."""
+        copy = self.in_view()
+        if not self._live.others:
+            return [(copy, some)]
+        of: dict[Copy, list[_Waiting]] = {}
+        for one in some:
+            wanted = one.ask.model
+            named = None if wanted is None else self._live.copy_of(wanted)
+            of.setdefault(named or copy, []).append(one)
+        return list(of.items())
 
     def _in_memory(
         self, copy: Copy, some: Sequence[_Waiting]
@@ -323,22 +393,26 @@ class Recommender:
             now.append(one)
             users.append(user)
         if self._to_read and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._read_users(copy))
+            self._task = asyncio.get_running_loop().create_task(self._read_users())
         return now, users
 
-    async def _read_users(self, copy: Copy) -> None:
+    async def _read_users(self) -> None:
         try:
             while self._to_read:
                 some, self._to_read = self._to_read, []
-                user_ids = {one.ask.user_id for one in some if one.ask.user_id is not None}
-                await self._read(copy, user_ids)
+                user_ids: dict[Copy, set[str]] = {}
+                for one in some:
+                    if one.looked_in is not None and one.ask.user_id is not None:
+                        user_ids.setdefault(one.looked_in, set()).add(one.ask.user_id)
+                for copy, those in user_ids.items():
+                    await self._read(copy, those)
                 self._enqueue(some)
-                copy = self._live.copy or copy
         finally:
             self._task = None
 
     async def _read(self, copy: Copy, user_ids: Collection[str]) -> None:
         """Read users; return after a while in any case."""
+        self._live.users_read += len(user_ids)
         loop = asyncio.get_running_loop()
         reading = loop.run_in_executor(self._reader, _read, copy, user_ids)
         _, late = await asyncio.wait({reading}, timeout=READ_S)
@@ -359,7 +433,10 @@ class Recommender:
             return [self._precomputed(copy, *each) for each in zip(asks, users, strict=True)]
         starts = [start(copy, catalogue, ask, user) for ask, user in zip(asks, users, strict=True)]
         queries = [query(copy, catalogue, *each) for each in zip(asks, users, starts, strict=True)]
-        found = recommend(catalogue, queries)
+        found = [
+            _diverse(catalogue, ask, each) if ask.diversity else each
+            for ask, each in zip(asks, recommend(catalogue, queries), strict=True)
+        ]
         items = listed(catalogue, copy.averages, starts, found)
         stale, now_ms = self._live.stale, wall_ms()
         barrier = catalogue.barrier
@@ -433,15 +510,20 @@ def query(copy: Copy, catalogue: Catalogue, ask: Ask, user: User | None, begun: 
     allowed = copy.attributes.mask(catalogue, ask.wanted)
     out = _joined(barred)
     if rows is None and copy.index is not None:
-        rows = _candidates(copy.index, catalogue, begun, ask.n, out, allowed)
+        rows = _candidates(copy.index, catalogue, begun, ask.n_found, out, allowed)
     return Query(
         vector=begun.vector,
         history=begun.history,
         barred=out,
         only=rows,
         allowed=allowed,
-        n=ask.n,
+        n=ask.n_found,
     )
+
+
+def _diverse(catalogue: Catalogue, ask: Ask, found: Ranked) -> Ranked:
+    chosen = rerank(found.scores, catalogue.vectors[found.rows], ask.n, diversity=ask.diversity)
+    return Ranked(found.rows[chosen], found.scores[chosen], found.covisited[chosen])
 
 
 def _candidates(

@@ -251,9 +251,19 @@ class RedisTable:
         with self._nodes.answering():
             self._nodes.run([("SET", key, encode_attributes(report))])
 
-    def reader(self) -> Reader:
-        """Return a reader of the epoch in view: the pinned one while it is there."""
-        return self._reader()
+    def reader(self, epoch: int | None = None) -> Reader:
+        """Return a reader of an epoch; of the one in view if none is named."""
+        if epoch is None:
+            return self._reader()
+        there = [each.epoch for each in self.epochs()]
+        if epoch not in there:
+            raise not_there(epoch, there)
+        with self._nodes.answering():
+            layout = self._get(_Keys(self._namespace, epoch).layout)
+            if layout is None:  # it ran out since
+                raise not_there(epoch, [other for other in there if other != epoch])
+            head = _Head(ROW_LAYOUT, epoch, msgspec.json.decode(layout, type=Layout))
+        return _RedisReader(self._nodes, self._namespace, head)
 
     def epochs(self) -> list[EpochInfo]:
         """Return the epochs that can be pinned, the newest first."""
@@ -294,6 +304,13 @@ class RedisTable:
             command = ("UNLINK", self._pin_key) if epoch is None else ("SET", self._pin_key, epoch)
             self._nodes.run([command])
 
+    def keep(self, epochs: Collection[int]) -> None:
+        """Keep these epochs from now on, in place of those named before."""
+        named = msgspec.json.encode(sorted(epochs))
+        command = ("SET", self._kept_key, named) if epochs else ("UNLINK", self._kept_key)
+        with self._nodes.answering():
+            self._nodes.run([command])
+
     def info(self) -> TableInfo:
         """Look at the epoch in view, for an operator: what it holds and how fresh it is."""
         reader = self._reader()
@@ -318,6 +335,10 @@ class RedisTable:
     @property
     def _pin_key(self) -> str:
         return f"{self._namespace}:pinned"
+
+    @property
+    def _kept_key(self) -> str:
+        return f"{self._namespace}:kept"
 
     @property
     def _flipped_key(self) -> str:
@@ -484,9 +505,12 @@ class RedisTable:
 
     def _retire(self) -> None:
         """Let the epochs that are not kept run out, each after its readers are done."""
-        pin, flipped = self._nodes.run([("GET", self._pin_key), ("SMEMBERS", self._flipped_key)])
+        pin, named, flipped = self._nodes.run(
+            [("GET", self._pin_key), ("GET", self._kept_key), ("SMEMBERS", self._flipped_key)]
+        )
         numbers = sorted(map(int, flipped))
         kept = {self._epoch, *numbers[-EPOCHS_KEPT:], *([] if pin is None else [int(pin)])}
+        kept.update(msgspec.json.decode(named or b"[]", type=list[int]))
         pattern = re.compile(re.escape(f"{self._namespace}:e").encode() + rb"(\d+):")
         for node in self._nodes.all():
             with node.pipeline(transaction=False) as pipe:

@@ -1,4 +1,4 @@
-"""The API as a server: one process or several on one port, each with the items in memory."""
+"""The API as a server: this process, or several on one port, each with the items in memory."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ _STOP_S: Final = 8
 
 
 def serve(settings: Settings) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, in ``serving.workers`` processes.
+    """Answer requests until SIGTERM or Ctrl-C.
 
-    A process that ends by itself is started again. Redis and Kafka need not be there: requests
-    that need them are answered with 503 until they are.
+    With one worker in this process; with several in one process each, and one that ends by itself
+    is started again. Redis and Kafka need not be there: requests that need them are answered with
+    503 until they are.
 
     Raises
     ------
@@ -53,12 +54,20 @@ def serve(settings: Settings) -> None:
 
     """
     settings = checked(settings)
+    click.echo(f"the API is at {address(settings.serving)}", err=True)
+    if settings.serving.workers > 1:
+        _serve_from_several(settings)
+    else:
+        from serving.assembly import load_app
+
+        run(serve_here(load_app(settings), settings.serving))
+
+
+def _serve_from_several(settings: Settings) -> None:
     serving = settings.serving
     _allow_connections()
     with tempfile.TemporaryDirectory(prefix="tidegraph-serving-") as shared:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared  # before a process makes a metric
-        # One product is too small to share: a second thread would only spin and wait.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         server = Processes(
             "tidegraph",
             workers=serving.workers,
@@ -68,7 +77,6 @@ def serve(settings: Settings) -> None:
             loop=Loops.uvloop,
             **_options(serving),
         )
-        click.echo(f"the API is at {address(serving)}", err=True)
         # A fork would inherit locks that threads of libraries hold.
         multiprocessing.set_start_method("spawn", force=True)
         server.serve(target_loader=_Loader(settings, os.getpid()), wrap_loader=False)

@@ -46,7 +46,7 @@ FILE_NAME: Final = "table"
 
 EPOCHS_KEPT: Final = 2
 """The newest epochs that were brought into view: the learner's and the one before. Besides them
-the one that is pinned is kept."""
+the one that is pinned is kept, and those that :meth:`Table.keep` names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,13 +241,19 @@ class Table(Protocol):
         """Write what the learner says of itself, in place of what it said before."""
         ...
 
-    def reader(self) -> Reader:
-        """Return a reader of the epoch in view: the pinned one while it is there, else the newest.
+    def reader(self, epoch: int | None = None) -> Reader:
+        """Return a reader of an epoch.
+
+        Parameters
+        ----------
+        epoch
+            One of :meth:`epochs`; ``None``: the one in view, which is the pinned one while it is
+            there, else the newest.
 
         Raises
         ------
         TableError
-            If there is none yet, or its rows are of another layout version.
+            If there is none yet, or not that one, or its rows are of another layout version.
 
         """
         ...
@@ -267,6 +273,14 @@ class Table(Protocol):
         TableError
             If it is none of :meth:`epochs`.
 
+        """
+        ...
+
+    def keep(self, epochs: Collection[int]) -> None:
+        """Keep these epochs from now on, in place of those named before, whatever is flipped.
+
+        An epoch that is no longer named is let go when the learner flips next. One that is gone
+        does not come back.
         """
         ...
 
@@ -357,6 +371,7 @@ class MemoryTable:
         self._feed = _Feed()  # of the epoch that is written
         self._flipped: dict[int, tuple[_Epoch, _Feed]] = {}  # by number, the newest last
         self._pinned: int | None = None
+        self._named: frozenset[int] = frozenset()  # by keep
         self._kept = _Kept()
 
     def begin(self, layout: Layout) -> int:
@@ -413,19 +428,21 @@ class MemoryTable:
             raise TableError(f"epoch {epoch.epoch} is empty: publish into it before the flip")
         with self._lock:
             self._flipped[epoch.epoch] = epoch, self._feed
-            older = sorted(self._flipped)[:-EPOCHS_KEPT]
-            _forget([number for number in older if number != self._pinned], self._flipped)
+            older = set(sorted(self._flipped)[:-EPOCHS_KEPT])
+            _forget(older - {self._pinned} - self._named, self._flipped)
             self._lock.notify_all()
 
     def tell(self, report: Mapping[str, Any]) -> None:
         """Write what the learner says of itself, in place of what it said before."""
         self._kept.report = encode_attributes(report)
 
-    def reader(self) -> Reader:
-        """Return a reader of the epoch in view."""
+    def reader(self, epoch: int | None = None) -> Reader:
+        """Return a reader of an epoch; of the one in view if none is named."""
         with self._lock:
-            epoch, feed = self._in_view()
-        return _MemoryReader(self._lock, epoch, feed, self._kept)
+            if epoch is not None and epoch not in self._flipped:
+                raise not_there(epoch, self._flipped)
+            rows, feed = self._in_view() if epoch is None else self._flipped[epoch]
+        return _MemoryReader(self._lock, rows, feed, self._kept)
 
     def epochs(self) -> list[EpochInfo]:
         """Return the epochs that can be pinned, the newest first."""
@@ -447,6 +464,10 @@ class MemoryTable:
                 raise not_there(epoch, self._flipped)
             self._pinned = epoch
             self._lock.notify_all()
+
+    def keep(self, epochs: Collection[int]) -> None:
+        """Keep these epochs from now on, in place of those named before."""
+        self._named = frozenset(epochs)
 
     def save(self, path: Path) -> None:
         """Write the epoch in view to a file, at once or not at all.
@@ -611,7 +632,7 @@ def epoch_info(epoch: int, barrier: Barrier, *, in_view: bool, pinned: bool) -> 
 def not_there(epoch: int, there: Collection[int]) -> TableError:
     """Return what is raised where an epoch is asked for that is not kept."""
     known = ", ".join(map(str, sorted(there))) or "none"
-    return TableError(f"epoch {epoch} is not kept: those that can be pinned are {known}")
+    return TableError(f"epoch {epoch} is not kept: those that are there are {known}")
 
 
 def _barrier(epoch: _Epoch) -> Barrier:

@@ -48,6 +48,7 @@ _NO_TOPIC = {
     KafkaError._UNKNOWN_PARTITION,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
+_ASK_AGAIN_S = 0.05
 _ON_ITS_WAY = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -448,7 +449,7 @@ class KafkaLog:
                     if error.args[0].code() not in _ON_ITS_WAY or time.monotonic() > until_s:
                         raise
                     self._admin = None  # it may remember a leader of before
-                    time.sleep(0.05)
+                    time.sleep(_ASK_AGAIN_S)
 
     def _producing(self) -> dict[str, Any]:
         return {
@@ -535,6 +536,27 @@ class _Reader:
                 self.ended.pop(number, None)
         if gone or come:
             self._at = dict(positions)
+
+
+def ends(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """Return where a partition begins, and behind its last committed record.
+
+    Raises
+    ------
+    KafkaException
+        If the broker does not tell within :data:`WAIT_S`.
+
+    """
+    until_s = time.monotonic() + WAIT_S
+    while True:
+        try:
+            begin, end = consumer.get_watermark_offsets(partition, WAIT_S)
+        except KafkaException as error:
+            if error.args[0].code() not in _ON_ITS_WAY or time.monotonic() > until_s:
+                raise
+            time.sleep(_ASK_AGAIN_S)
+        else:
+            return begin, end
 
 
 def record_of(message: Message, topic: str) -> Record:

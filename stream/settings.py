@@ -137,6 +137,9 @@ class LearnerSettings(_Section, frozen=True):
         Events of a step when there is no lag, and at most when there is.
     ranked_share
         Random share of positive events that is ranked before it is learned from.
+    frozen
+        Whether a copy of the model's parameters, a day old at most, ranks them as well; it takes
+        memory, and shows what learning online is worth.
     idle_s
         How long a partition without records is waited for before the others go on.
     ready_lag
@@ -157,6 +160,7 @@ class LearnerSettings(_Section, frozen=True):
     micro_batch: Count = 64
     max_micro_batch: Count = 256
     ranked_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
+    frozen: bool = True
     idle_s: Positive = 0.5
     ready_lag: Count = 1_000
     port: Port = 6067

@@ -19,7 +19,16 @@ from stream.commits import Commit, committed_offsets
 from stream.errors import BadPosition, BadSettings, LogError
 from stream.events import Erasure, Feedback, encode
 from stream.intake import Accounting, Intake, IntakeResult
-from stream.kafka import APPENDED_MS, TYPED_MS, WAIT_S, Faults, KafkaLog, librdkafka, record_of
+from stream.kafka import (
+    APPENDED_MS,
+    TYPED_MS,
+    WAIT_S,
+    Faults,
+    KafkaLog,
+    ends,
+    librdkafka,
+    record_of,
+)
 from stream.log import Record
 from stream.settings import Settings
 from stream.topics import DEAD, FEEDBACK, INTERACTIONS, LATE, TYPED, USERS
@@ -38,7 +47,7 @@ _BY_KEY: Final = -1
 """The partition that follows from a record's key."""
 
 _IDLE_S: Final = 0.1  # how soon a call to stop is heard
-_GATHER_S: Final = 0.01  # how long a transaction waits for more records than the first
+_GATHER_S: Final = 0.05  # how long a transaction waits for more records than the first
 
 
 _log = logging.getLogger("tidegraph.stream")
@@ -363,7 +372,7 @@ class StreamWorker:
         starts = []
         for committed in committed_offsets(consumer, partitions):
             number = committed.partition
-            first, end = consumer.get_watermark_offsets(committed, WAIT_S)
+            first, end = ends(consumer, committed)
             where = f"{committed.topic}, partition {number}"
             intake = Intake(
                 self._rules,

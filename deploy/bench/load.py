@@ -8,12 +8,17 @@ omission). In the closed model each connection sends its next request when it ha
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import uvloop
@@ -21,6 +26,7 @@ import uvloop
 GIVE_UP_S: Final = 10.0
 """How long answers are waited for after the last request was due."""
 
+_TICK_S: Final = 0.001  # between two looks at what is due
 _HEAD_END: Final = b"\r\n\r\n"
 _LENGTH: Final = b"content-length:"
 
@@ -44,6 +50,19 @@ def post(path: str, body: bytes, headers: str = "") -> bytes:
         f"Content-Length: {len(body)}\r\n{headers}\r\n"
     )
     return head.encode() + body
+
+
+class Answer(NamedTuple):
+    """One answer: times of ``time.perf_counter``, and a status as :class:`Answers` counts them."""
+
+    due_s: float
+    came_s: float
+    status: int
+    body: bytes
+
+
+Look = Callable[[Answer], None]
+"""What is done with each answer, as it comes; it must be quick, as the load waits for it."""
 
 
 @dataclass(kw_only=True)
@@ -89,8 +108,10 @@ class _Connection(asyncio.Protocol):
         self._answered = answered
         self._transport: Any = None
         self._came = b""
-        self._wanted = 0  # bytes of the answer, once its head is there
+        self._head = 0  # bytes of the answer's head, once it is there
+        self._wanted = 0  # and of the whole answer
         self._status = 0
+        self.body = b""
         self.due_s = 0.0
         self.busy = False
         self.open = False
@@ -102,6 +123,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
         if self.busy:
+            self.body = b""
             self._done(0)
 
     def send(self, request: bytes, due_s: float) -> None:
@@ -119,8 +141,10 @@ class _Connection(asyncio.Protocol):
             self._status = int(head[9:12])
             at = head.find(_LENGTH)
             length = int(head[at + len(_LENGTH) :].split(b"\r", 1)[0]) if at >= 0 else 0
-            self._wanted = end + len(_HEAD_END) + length
+            self._head = end + len(_HEAD_END)
+            self._wanted = self._head + length
         if len(self._came) >= self._wanted:
+            self.body = self._came[self._head :]
             self._came, self._wanted = b"", 0
             self._done(self._status)
 
@@ -133,7 +157,13 @@ class _Connection(asyncio.Protocol):
 
 
 def open_load(
-    port: int, requests: Sequence[bytes], *, rate: float, seconds: float, connections: int = 64
+    port: int,
+    requests: Sequence[bytes],
+    *,
+    rate: float,
+    seconds: float,
+    connections: int = 64,
+    ramp_s: float = 0.0,
 ) -> Answers:
     """Send requests at an even rate, taken in turn, and return what came back.
 
@@ -146,23 +176,79 @@ def open_load(
     rate
         Requests per second.
     seconds
-        For how long.
+        For how long, the ramp included.
     connections
         Kept open; a request that finds none free waits for one, which counts.
+    ramp_s
+        Over which the rate rises evenly from nothing.
 
     """
-    return uvloop.run(_open(port, requests, rate, seconds, connections))
+    answers, n = Answers(), round(rate * (seconds - ramp_s / 2))
+    when = partial(due_s, rate=rate, ramp_s=ramp_s)
+    uvloop.run(_open(answers, port, requests, when, lambda sent: sent < n, connections))
+    return answers
+
+
+@contextmanager
+def loading(
+    port: int, requests: Sequence[bytes], *, rate: float, connections: int, look: Look
+) -> Iterator[Answers]:
+    """Send requests at an even rate from a thread, for as long as the body runs.
+
+    Parameters
+    ----------
+    port, requests, rate, connections
+        As for :func:`open_load`.
+    look
+        Called with each answer, in that thread.
+
+    """
+    answers, ended = Answers(), threading.Event()
+    when = partial(due_s, rate=rate, ramp_s=0.0)
+    load = _open(answers, port, requests, when, lambda _: not ended.is_set(), connections, look)
+    with ThreadPoolExecutor(1, "load") as thread:
+        running = thread.submit(uvloop.run, load)
+        try:
+            yield answers
+        finally:
+            ended.set()
+        running.result()
+
+
+def due_s(number: int, *, rate: float, ramp_s: float) -> float:
+    """Return when a request is due, counted from 0, after the start.
+
+    Examples
+    --------
+    >>> [due_s(number, rate=2.0, ramp_s=0.0) for number in range(4)]
+    [0.0, 0.5, 1.0, 1.5]
+    >>> [due_s(number, rate=2.0, ramp_s=4.0) for number in (0, 1, 4, 5, 6)]
+    [0.0, 2.0, 4.0, 4.5, 5.0]
+
+    """
+    if number < rate * ramp_s / 2:
+        return math.sqrt(2 * ramp_s * number / rate)
+    return number / rate + ramp_s / 2
 
 
 async def _open(
-    port: int, requests: Sequence[bytes], rate: float, seconds: float, connections: int
-) -> Answers:
-    answers, waiting = Answers(), deque[tuple[bytes, float]]()
+    answers: Answers,
+    port: int,
+    requests: Sequence[bytes],
+    when: Callable[[int], float],
+    going_on: Callable[[int], bool],
+    connections: int,
+    look: Look | None = None,
+) -> None:
+    waiting = deque[tuple[bytes, float]]()
     free: deque[_Connection] = deque()
 
     def answered(connection: _Connection, status: int) -> None:
+        now_s = time.perf_counter()
         answers.statuses[status] += 1
-        answers.seconds.append(time.perf_counter() - connection.due_s)
+        answers.seconds.append(now_s - connection.due_s)
+        if look is not None:
+            look(Answer(connection.due_s, now_s, status, connection.body))
         if not connection.open:
             return
         if waiting:
@@ -172,21 +258,21 @@ async def _open(
 
     everything = await _connect(port, connections, answered)
     free.extend(everything)
-    began_s, n = time.perf_counter(), round(rate * seconds)
-    sent = 0
-    while sent < n:
+    began_s, sent = time.perf_counter(), 0
+    while going_on(sent):
         now_s = time.perf_counter()
-        while sent < n and (due_s := began_s + sent / rate) <= now_s:
+        while going_on(sent) and (at_s := began_s + when(sent)) <= now_s:
             request = requests[sent % len(requests)]
             sent += 1
             if free:
-                free.popleft().send(request, due_s)
+                free.popleft().send(request, at_s)
             else:
-                waiting.append((request, due_s))
-        await asyncio.sleep(0.000_5)
-    await _settled(answers, n)
+                waiting.append((request, at_s))
+        # Timers of the loop count whole milliseconds: less would never rest, and take a core.
+        await asyncio.sleep(max(_TICK_S, began_s + when(sent) - time.perf_counter()))
+    await _settled(answers, sent)
     answers.wall_s = time.perf_counter() - began_s
-    return _closed(answers, everything, n)
+    _close(answers, everything, sent)
 
 
 def closed_load(
@@ -214,18 +300,21 @@ def closed_load(
         Over which the connections begin.
 
     """
-    return uvloop.run(_close_loop(port, requests, connections, seconds, think_s, ramp_s))
+    answers = Answers()
+    uvloop.run(_closed(answers, port, requests, connections, seconds, think_s, ramp_s))
+    return answers
 
 
-async def _close_loop(
+async def _closed(
+    answers: Answers,
     port: int,
     requests: Sequence[bytes],
     connections: int,
     seconds: float,
     think_s: float,
     ramp_s: float,
-) -> Answers:
-    answers, loop, draw = Answers(), asyncio.get_running_loop(), random.Random(0)
+) -> None:
+    loop, draw = asyncio.get_running_loop(), random.Random(0)
     sent = 0
 
     def send(connection: _Connection) -> None:
@@ -252,7 +341,7 @@ async def _close_loop(
     await asyncio.sleep(seconds)
     await _settled(answers, sent)
     answers.wall_s = time.perf_counter() - began_s
-    return _closed(answers, everything, sent)
+    _close(answers, everything, sent)
 
 
 async def _connect(
@@ -275,10 +364,9 @@ async def _settled(answers: Answers, n: int) -> None:
         await asyncio.sleep(0.001)
 
 
-def _closed(answers: Answers, connections: Sequence[_Connection], n: int) -> Answers:
+def _close(answers: Answers, connections: Sequence[_Connection], n: int) -> None:
     if (missing := n - answers.statuses.total()) > 0:
         answers.statuses[-1] += missing
     for connection in connections:
         connection.busy = False
         connection.close()
-    return answers

@@ -1,4 +1,4 @@
-"""Measures the API with real processes: rates, latencies, freshness, and a large catalogue."""
+"""``tidegraph bench serving``: the API over what workers learn, disturbed, and over many items."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -16,30 +16,37 @@ from urllib.request import Request, urlopen
 import click
 import msgspec
 import numpy as np
-import psutil
 
-from deploy.bench.load import Answers, closed_load, get, open_load, post
+from deploy.bench.disturbed import Canary, flips, outage
+from deploy.bench.large import large
+from deploy.bench.load import closed_load, open_load, post
 from deploy.bench.pipeline import DRAIN_S, learned_all
-from deploy.bench.system import append, borrowed, cpu_s, own, worker, workers
+from deploy.bench.rates import LIMIT_MS, knee, listed, lists_of, measured, memory, search
+from deploy.bench.system import append, borrowed, own, served, workers
 from deploy.bench.traffic import Traffic
-from deploy.service import Service, wait_until
+from deploy.local import prepare_redis
+from deploy.service import wait_until
 from replay.bench.measure import machine, show
 from serving.redis_table import open_table
-from serving.rows import Barrier, ItemRows, Layout, UserRows
-from serving.table import Update
 from stream.events import decode_interaction
 from stream.kafka import KafkaLog
 from stream.options import config_option
-from stream.settings import Settings
+from stream.settings import RedisSettings, Settings
 
 USERS: Final = 2_000
 """Users whose lists are asked for, in turn."""
 
-LIMIT_MS: Final = 500.0
-"""The p99 within which the highest rate is looked for."""
-
 VIRTUAL_USERS: Final = (100, 2_500, 5_000)
-"""Connections, each with a pause of a second, on average, after each answer."""
+"""Connections, each with a request a second, on average."""
+
+OUTAGE_S: Final = 10.0
+"""How long Redis is away."""
+
+DISTURBED_RATE: Final = 200.0
+"""Requests per second while Redis is away, and while models are flipped."""
+
+FLIPS: Final = 20
+"""Models brought into view under load."""
 
 PROBES: Final = 100
 """Events after which a list is looked at until it has changed."""
@@ -47,56 +54,17 @@ PROBES: Final = 100
 WRITE_BATCH: Final = 1_000
 """Events of one request that brings many."""
 
-RECALL_AT: Final = 100
+GORSE: Final[Mapping[str, Mapping[str, float]]] = {
+    "connections_1": {"requests_per_s": 1_825, "p99_ms": 0.9},
+    "connections_64": {"requests_per_s": 7_000, "p99_ms": 18.0},
+    "feedback_singly_8": {"requests_per_s": 830},
+    "feedback_batches_1000": {"events_per_s": 27_000},
+    "event_to_list": {"p50_ms": 38_000, "max_ms": 66_000},
+    "memory": {"rss_mb": 250, "redis_mb": 700},
+}
+"""What the named peer does, under the names of our results: measured elsewhere, once."""
 
-_POST_WARM_UP_S: Final = 2.0
-
-
-@contextmanager
-def served(settings: Settings, folder: Path) -> Iterator[tuple[Service, float]]:
-    """Run the API; give it, and how many seconds it took until it was ready."""
-    port = settings.serving.port
-    service = worker("serve", settings, folder, port=port, page="/readyz", says="ready")
-    began_s = time.perf_counter()
-    with service:
-        yield service, time.perf_counter() - began_s
-
-
-def family(service: Service) -> list[psutil.Process]:
-    """Return the processes of a service: it, and those that it started."""
-    assert service.process is not None
-    parent = psutil.Process(service.process.pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def measured(service: Service, load: Any) -> dict[str, Any]:
-    """Run a load and return its figures, with the CPU time that the API took for each request."""
-    processes = {str(each.pid): each for each in family(service)}
-    before = sum(cpu_s(processes).values())
-    answers: Answers = load()
-    used_s = sum(cpu_s(processes).values()) - before
-    n = max(1, answers.statuses.total())
-    return answers.figures() | {"server_cpu_us": round(used_s / n * 1e6, 1)}
-
-
-def highest(service: Service, port: int, requests: Sequence[bytes], *, seconds: float) -> Any:
-    """Return the figures of the highest even rate whose p99 stays within :data:`LIMIT_MS`."""
-    best: dict[str, Any] = {}
-    low, high = 500.0, 0.0  # what holds, or is taken to, and what does not
-    rate = 2_000.0
-    while rate > 550.0 and (not high or high / low > 1.1):
-        figures = measured(
-            service,
-            lambda rate=rate: open_load(
-                port, requests, rate=rate, seconds=seconds, connections=256
-            ),
-        )
-        if figures["errors"] == 0 and figures["p99_ms"] <= LIMIT_MS:
-            low, best = rate, figures | {"rate": rate}
-        else:
-            high = rate
-        rate = (low + high) / 2 if high else low * 1.5
-    return best
+_WARM_UP_S: Final = 2.0
 
 
 def changed(settings: Settings, users: Sequence[str], *, start_ms: int) -> dict[str, Any]:
@@ -104,7 +72,7 @@ def changed(settings: Settings, users: Sequence[str], *, start_ms: int) -> dict[
     root = f"http://127.0.0.1:{settings.serving.port}/v1"
     seconds = []
     for number, user in enumerate(users):
-        top = _listed(f"{root}/recommendations/{user}?n=1")
+        top = listed(f"{root}/recommendations/{user}?n=1")
         event = {
             "v": 1,
             "event_id": f"probe-{start_ms}-{number}",
@@ -120,7 +88,7 @@ def changed(settings: Settings, users: Sequence[str], *, start_ms: int) -> dict[
         )
         with urlopen(request, timeout=30):  # noqa: S310
             pass
-        while _listed(f"{root}/recommendations/{user}?n=1")[:1] == top:
+        while listed(f"{root}/recommendations/{user}?n=1")[:1] == top:
             if time.perf_counter() - began_s > 30.0:
                 wait_until(lambda: False, 0.0, f"the list of {user} to change")
             time.sleep(0.005)
@@ -140,7 +108,7 @@ def live(settings: Settings, folder: Path, *, seconds: float) -> dict[str, Any]:
     entries = traffic.past(len(traffic))
     log = KafkaLog(settings.kafka)
     results: dict[str, Any] = {}
-    with workers(settings, folder):
+    with workers(settings, folder) as processes:
         append(log, entries)
         wait_until(lambda: learned_all(log, settings), DRAIN_S, "the sample to be learned")
         reader = open_table(settings.redis).reader()
@@ -150,42 +118,37 @@ def live(settings: Settings, folder: Path, *, seconds: float) -> dict[str, Any]:
         newest_ms = max(int(getattr(last, "ts_ms", 0)), reader.barrier().at_ms)
         with served(settings, folder) as (service, ready_s):
             port = settings.serving.port
-            lists = [get(f"/v1/recommendations/{user}?n=10") for user in users]
-            closed_load(port, lists, connections=8, seconds=_POST_WARM_UP_S)
+            lists = lists_of(users)
+            closed_load(port, lists, connections=8, seconds=_WARM_UP_S)
             results["start"] = {
                 "ready_s": round(ready_s, 2),
                 "items": len(reader.item_ids()),
                 "users": len(users),
             }
-            results["steady_1000"] = measured(
-                service, lambda: open_load(port, lists, rate=1_000, seconds=seconds)
+            figures = partial(measured, service, settings)
+            opened, closed = partial(open_load, port, lists), partial(closed_load, port, lists)
+            results["steady_1000"] = figures(partial(opened, rate=1_000, seconds=seconds))
+            for n in (1, 64):
+                load = partial(closed, connections=n, seconds=seconds / 4)
+                results[f"connections_{n}"] = figures(load)
+            held, beyond = search(
+                lambda rate: figures(
+                    partial(opened, rate=rate, seconds=seconds / 6, connections=256)
+                ),
+                first=2_000.0,
             )
-            for connections in (1, 64):
-                results[f"connections_{connections}"] = measured(
-                    service,
-                    lambda n=connections: closed_load(
-                        port, lists, connections=n, seconds=seconds / 4
-                    ),
-                )
-            results["highest"] = highest(service, port, lists, seconds=seconds / 6)
+            results["highest"] = held
+            results["knee"] = knee(held, beyond, workers=settings.serving.workers)
+            lasts_s, ramp_s = seconds / 3, seconds / 12
             for n in VIRTUAL_USERS:
-                results[f"virtual_users_{n}"] = measured(
-                    service,
-                    lambda n=n: closed_load(
-                        port,
-                        lists,
-                        connections=n,
-                        seconds=seconds / 3,
-                        think_s=1.0,
-                        ramp_s=seconds / 12,
-                    ),
-                )
+                virtual = {"connections": n, "seconds": lasts_s, "ramp_s": ramp_s}
+                results[f"virtual_users_{n}"] = figures(partial(closed, **virtual, think_s=1.0))
+                results[f"virtual_users_{n}_open"] = figures(partial(opened, **virtual, rate=n))
             results["event_to_list"] = changed(settings, users[:PROBES], start_ms=newest_ms + 1)
             events = _events(entries, newest_ms + 1_000)
             singles = [post("/v1/log/interactions", next(events)) for _ in range(20_000)]
-            results["feedback_singly_8"] = measured(
-                service,
-                lambda: closed_load(port, singles, connections=8, seconds=seconds / 6),
+            results["feedback_singly_8"] = figures(
+                lambda: closed_load(port, singles, connections=8, seconds=seconds / 6)
             )
             batches = [
                 post(
@@ -194,78 +157,75 @@ def live(settings: Settings, folder: Path, *, seconds: float) -> dict[str, Any]:
                 )
                 for _ in range(100)
             ]
-            answers = measured(
-                service,
-                lambda: closed_load(port, batches, connections=4, seconds=seconds / 6),
+            answers = figures(
+                lambda: closed_load(port, batches, connections=4, seconds=seconds / 6)
             )
             answers["events_per_s"] = answers["requests_per_s"] * WRITE_BATCH
             results["feedback_batches_1000"] = answers
-            results["memory"] = _memory(service)
+            others = {
+                f"{name}_mb": round(each.memory_info().rss / 1e6, 1)
+                for name, each in processes.items()
+            }
+            results["memory"] = memory(service) | others
+            if "redis_mb" in others:
+                ours = results["memory"]["rss_mb"] + others["redis_mb"]
+                share = ours / sum(GORSE["memory"].values())
+                results["memory"]["api_and_redis_to_gorse"] = round(share, 3)
     log.close()
     return results
 
 
-def large(settings: Settings, folder: Path, *, items: int, seconds: float) -> dict[str, Any]:
-    """Measure the API over a catalogue of random items around centres, 64-d, without a learner."""
-    draw, dim = np.random.default_rng(0), 64
-    centres = draw.normal(size=(1_000, dim)).astype(np.float32)
-    table, at_ms = open_table(settings.redis), int(time.time() * 1_000)
-    table.begin(Layout(dim=dim))
-
-    def around(n: int) -> Any:
-        noise = draw.normal(size=(n, dim)).astype(np.float32)
-        rows = centres[draw.integers(0, len(centres), n)] + 0.5 * noise
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    vectors, users = around(items), around(500)
-    biases = (0.05 * draw.normal(size=items)).astype(np.float32)
-    for first in range(0, items, 20_000):
-        rows = np.arange(first, min(first + 20_000, items))
-        table.publish(
-            Update(
-                barrier=Barrier(step=first + 1, at_ms=at_ms, published_ms=at_ms),
-                items=ItemRows(
-                    [f"i{row}" for row in rows.tolist()],
-                    vectors[rows],
-                    biases[rows],
-                    np.zeros((rows.size, 0)),
-                    np.full(rows.size, at_ms),
-                ),
-            )
+def disturbed(settings: Settings, folder: Path, *, seconds: float) -> dict[str, Any]:
+    """Measure the API while a Redis of its own is killed, and while models are flipped."""
+    redis, server = prepare_redis(RedisSettings(url="redis://127.0.0.1:0/0"), folder / "killed")
+    assert server is not None
+    settings = msgspec.structs.replace(settings, redis=redis)
+    port, traffic, results = settings.serving.port, Traffic(), {}
+    with server:
+        log = KafkaLog(settings.kafka)
+        with workers(settings, folder):
+            entries = traffic.past(len(traffic))
+            append(log, entries)
+            wait_until(lambda: learned_all(log, settings), DRAIN_S, "the sample to be learned")
+            users = list(dict.fromkeys((key or b"").decode() for key, _ in entries))[:USERS]
+            with served(settings, folder):
+                results["redis_killed"] = outage(
+                    port,
+                    lists_of(users),
+                    server,
+                    rate=DISTURBED_RATE,
+                    seconds=min(seconds, OUTAGE_S),
+                )
+        log.close()
+        canary = Canary(open_table(msgspec.structs.replace(redis, namespace="canary")))
+        canary.bring()
+        settings = msgspec.structs.replace(
+            settings, redis=msgspec.structs.replace(redis, namespace="canary")
         )
-    ids = [f"u{row}" for row in range(len(users))]
-    table.publish(
-        Update(
-            barrier=Barrier(step=items + 1, at_ms=at_ms, published_ms=at_ms),
-            users=UserRows(ids, users, np.full(len(users), at_ms)),
+        with served(settings, folder):
+            results["model_flips"] = flips(port, canary, rate=DISTURBED_RATE, models=FLIPS)
+    return results
+
+
+def beside_gorse(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return how many times as fast as Gorse each part is.
+
+    Examples
+    --------
+    >>> beside_gorse({"connections_64": {"requests_per_s": 8_750}, "start": {"ready_s": 2.0}})
+    {'connections_64': 1.25}
+
+    """
+    ratios = {}
+    for name, theirs in GORSE.items():
+        for unit in ("requests_per_s", "events_per_s"):
+            if name in results and unit in theirs:
+                ratios[name] = results[name][unit] / theirs[unit]
+    if "event_to_list" in results:
+        ratios["event_to_list"] = (
+            GORSE["event_to_list"]["p50_ms"] / results["event_to_list"]["p50_ms"]
         )
-    )
-    table.flip()
-    serving = msgspec.structs.replace(settings.serving, stale_s=86_400.0)
-    settings = msgspec.structs.replace(settings, serving=serving)
-    port = settings.serving.port
-    with served(settings, folder) as (service, ready_s):
-        lists = [get(f"/v1/recommendations/{user}?n=10") for user in ids]
-        closed_load(port, lists, connections=4, seconds=_POST_WARM_UP_S)
-        found = measured(service, lambda: open_load(port, lists, rate=300, seconds=seconds))
-        recalls = []
-        for row, user in enumerate(ids[:100]):
-            scores = vectors @ users[row] + biases
-            best = set(np.argpartition(-scores, RECALL_AT)[:RECALL_AT].tolist())
-            url = f"http://127.0.0.1:{port}/v1/recommendations/{user}?n={RECALL_AT}"
-            told = {int(item[1:]) for item in _listed(url)}
-            recalls.append(len(best & told) / RECALL_AT)
-        return found | {
-            "items": items,
-            "ready_s": round(ready_s, 1),
-            "recall_at_100": round(float(np.mean(recalls)), 4),
-            "memory": _memory(service),
-        }
-
-
-def _listed(url: str) -> list[str]:
-    with urlopen(url, timeout=30) as answer:  # noqa: S310 - an address of ours
-        return [each["item"] for each in json.load(answer)["items"]]
+    return ratios
 
 
 def _events(entries: Sequence[tuple[bytes | None, bytes]], first_ms: int) -> Iterator[bytes]:
@@ -274,15 +234,6 @@ def _events(entries: Sequence[tuple[bytes | None, bytes]], first_ms: int) -> Ite
         event = json.loads(entries[number % len(entries)][1])
         event |= {"event_id": f"bench-{number}", "ts_ms": first_ms + number}
         yield json.dumps(event).encode()
-
-
-def _memory(service: Service) -> Mapping[str, float]:
-    each = [process.memory_info().rss / 1e6 for process in family(service)]
-    return {
-        "rss_mb": round(sum(each), 1),
-        "processes": len(each),
-        "largest_mb": round(max(each), 1),
-    }
 
 
 @click.command()
@@ -311,7 +262,8 @@ def serving(
     """Measure the API over what the workers learn from the sample, load generator included.
 
     Without --config a broker and a Redis are started for as long; with it, topics and a namespace
-    of their own are used on the servers that the settings name.
+    of their own are used on the servers that the settings name. The Redis that is killed is always
+    one that was started for it.
 
     \b
     Example:
@@ -324,6 +276,8 @@ def serving(
     with tempfile.TemporaryDirectory() as scratch, borrowed(config, Path(scratch)) as base:
         with own(base, Path(scratch)) as settings:
             results |= live(settings, Path(scratch), seconds=seconds)
+        with own(base, Path(scratch)) as settings:
+            results |= disturbed(settings, Path(scratch), seconds=seconds)
         if items:
             with own(base, Path(scratch)) as settings:
                 results["large"] = large(settings, Path(scratch), items=items, seconds=seconds / 3)
@@ -337,13 +291,23 @@ def serving(
                 "workers": base.serving.workers,
                 "steady_1000, highest, large": "open model: a latency counts from when a request "
                 "was due",
-                "virtual_users": "closed model, a pause of a second on average",
+                "virtual_users_N": "N connections, ramped; closed model: after each answer a pause "
+                "of a second on average",
+                "virtual_users_N_open": "the same in the open model: N requests per second",
+                "knee": f"the highest rate held with a p99 of at most {LIMIT_MS:.0f} ms, and what "
+                "was busy at the lowest one that was not",
+                "redis_killed": "a Redis of its own that comes back empty; fresh_after_s counts "
+                "from when it is started again",
+                "model_flips": "each model tells its number in every row; mixed counts answers of "
+                "more than one",
                 "event_to_list": "from before the request that brings an event until the user's "
                 "list no longer begins with its item",
+                "gorse": "not of this run: Gorse 0.4.15 on two cores, KuaiRand, PostgreSQL and "
+                "Redis, lists computed ahead; the best of each range",
             },
             "results": results,
-            "peers": {},
-            "ratios": {},
+            "peers": {f"gorse {name}": figures for name, figures in GORSE.items()},
+            "ratios": beside_gorse(results),
         },
         as_json=as_json,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -110,6 +111,16 @@ def worker(
         answers=lambda: _says(port, page, says),
         environment=as_environment(settings),
     )
+
+
+@contextmanager
+def served(settings: Settings, folder: Path) -> Iterator[tuple[Service, float]]:
+    """Run the API; give it, and how many seconds it took until it was ready."""
+    port = settings.serving.port
+    service = worker("serve", settings, folder, port=port, page="/readyz", says="ready")
+    began_s = time.perf_counter()
+    with service:
+        yield service, time.perf_counter() - began_s
 
 
 @contextmanager

@@ -7,7 +7,7 @@ WORKDIR /app
 COPY constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt \
     click confluent-kafka cryptography faiss-cpu falcon granian jinja2 kafka-python markupsafe \
-    matplotlib msgspec numba numpy polars prometheus-client pyjwt redis uvloop
+    matplotlib msgspec numba numpy polars prometheus-client pyjwt redis threadpoolctl uvloop
 
 COPY tidegraph.py ./
 COPY stream stream

@@ -15,6 +15,7 @@ from serving.experiments.assignment import Experiment
 from serving.experiments.registry import Entry, ExperimentRefused, Registry, UnknownExperiment
 from serving.experiments.results import Results, results_of
 from serving.experiments.store import Store
+from serving.table import Table
 
 _TAG = "experiments"
 
@@ -35,13 +36,15 @@ class Experiments(msgspec.Struct):
     experiments: list[Entry]
 
 
-def routes(store: Store) -> list[Route]:
+def routes(store: Store, table: Table) -> list[Route]:
     """Return what can be asked about experiments.
 
     Parameters
     ----------
     store
         Where they are kept; asked in a thread, as it may be away.
+    table
+        Has the models of their arms, and keeps them.
 
     """
     registry = Registry(store)
@@ -52,13 +55,17 @@ def routes(store: Store) -> list[Route]:
     async def start(call: Call) -> Entry:
         with _problems():
             return await asyncio.to_thread(
-                registry.start, call.body, at_ms=_now_ms(), by=call.principal.name
+                registry.start, call.body, table, at_ms=_now_ms(), by=call.principal.name
             )
 
     async def stop(call: Call) -> Entry:
         with _problems():
             return await asyncio.to_thread(
-                registry.stop, call.path["experiment"], at_ms=_now_ms(), by=call.principal.name
+                registry.stop,
+                call.path["experiment"],
+                table,
+                at_ms=_now_ms(),
+                by=call.principal.name,
             )
 
     async def results(call: Call) -> Results:

@@ -3,6 +3,9 @@
 A request costs nothing but a subtraction: a process takes up to a tenth of a second's requests
 at once, and asks Redis again when they are used up. Where Redis is away, or none is used, each
 process fills a bucket of its own, so that keys may then ask as much of each process.
+
+A request that brings much counts as several. It is let in as one, and what it counts beyond that
+is owed: its name may ask again when that is paid, so that no way to ask gets more than the limit.
 """
 
 from __future__ import annotations
@@ -28,19 +31,23 @@ _AWAY_S: Final = 2.0  # for which a Redis that did not answer is left alone
 _MAX_NAMES: Final = 10_000  # whose shares are kept
 
 _SCRIPT: Final = """
-local rate, size, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local rate, size, want, owed = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]),
+                               tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local was = redis.call('HMGET', KEYS[1], 'left', 'at_s')
 local left, at = tonumber(was[1]) or size, tonumber(was[2]) or now
-left = math.min(size, left + math.max(0, now - at) * rate)
-local given = math.min(want, math.floor(left))
+left = math.min(size, left + math.max(0, now - at) * rate) - owed
+local given = math.max(0, math.min(want, math.floor(left)))
 redis.call('HSET', KEYS[1], 'left', string.format('%.6f', left - given),
            'at_s', string.format('%.6f', now))
-redis.call('PEXPIRE', KEYS[1], math.ceil(1000 * size / rate) + 1000)
+redis.call('PEXPIRE', KEYS[1], math.ceil(1000 * (size - left + given) / rate) + 1000)
 return {given, given > 0 and 0 or math.ceil(1000000 * (1 - left) / rate)}
 """
-"""Gives up to ``want`` requests, or the microseconds until there is one. The clock is Redis's."""
+"""Pays what is owed and gives up to ``want`` requests, or the microseconds until there is one.
+
+The clock is Redis's.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +87,10 @@ class Bucket:
             return 0.0
         return (1 - self.left) / self.rate_per_s
 
+    def charge(self, n: int) -> None:
+        """Take ``n`` that were let in already; what is missing is owed."""
+        self.left -= n
+
 
 def capacity(rate_per_s: float) -> float:
     """Return how many requests may come at once."""
@@ -89,14 +100,21 @@ def capacity(rate_per_s: float) -> float:
 class _Share:
     """What this process may still answer of one name's requests."""
 
-    __slots__ = ("asked", "empty_until_s", "left", "own", "until_s")
+    __slots__ = ("asked", "empty_until_s", "left", "owed", "own", "until_s")
 
     def __init__(self, own: Bucket) -> None:
         self.left = 0
+        self.owed = 0
         self.until_s = 0.0
         self.empty_until_s = 0.0
         self.asked: asyncio.Task[None] | None = None
         self.own = own
+
+    def pay(self) -> None:
+        """Take what is owed from what is left; the rest is asked of Redis before the next one."""
+        paid = min(self.left, self.owed)
+        self.left -= paid
+        self.owed -= paid
 
 
 class Limits:
@@ -151,6 +169,24 @@ class Limits:
                 share.asked = asyncio.create_task(self._ask(name, rate_per_s, share))
             await asyncio.shield(share.asked)
 
+    def charge(self, name: str, rate_per_s: float, n: int) -> None:
+        """Count ``n`` more requests, that were let in already, before the next of this name.
+
+        Parameters
+        ----------
+        name, rate_per_s
+            As in :meth:`take`.
+        n
+            Any number, also more than come in a second.
+
+        """
+        share = self._shares.get((name, rate_per_s)) or self._share(name, rate_per_s)
+        if self._clock() < self._away_until_s:
+            share.own.charge(n)
+            return
+        share.owed += n
+        share.pay()
+
     def close(self) -> None:
         """Let go of Redis."""
         if self._nodes is not None:
@@ -167,7 +203,8 @@ class Limits:
     async def _ask(self, name: str, rate_per_s: float, share: _Share) -> None:
         """Take a share from Redis, or find that it is away."""
         loop = asyncio.get_running_loop()
-        asking = loop.run_in_executor(self._thread, self._given, name, rate_per_s)
+        owed = share.owed
+        asking = loop.run_in_executor(self._thread, self._given, name, rate_per_s, owed)
         try:
             given, wait_s = await asyncio.wait_for(asking, _WITHIN_S)
         except (TableError, BadSettings, TimeoutError) as error:
@@ -179,9 +216,11 @@ class Limits:
             return
         now_s = self._clock()
         share.left, share.until_s, share.empty_until_s = given, now_s + _KEPT_S, now_s + wait_s
+        share.owed -= owed
+        share.pay()  # what was charged meanwhile
 
-    def _given(self, name: str, rate_per_s: float) -> tuple[int, float]:
-        """Ask Redis, in the thread."""
+    def _given(self, name: str, rate_per_s: float, owed: int) -> tuple[int, float]:
+        """Pay and ask Redis, in the thread."""
         assert self._nodes is not None
         size = capacity(rate_per_s)
         want = max(1, int(size * SHARE_S))
@@ -189,6 +228,6 @@ class Limits:
         key = f"{self._namespace}:limit:{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         with self._nodes.answering():
             server = self._nodes.of(key)
-            answer: object = server.eval(_SCRIPT, 1, key, rate_per_s, size, want)
+            answer: object = server.eval(_SCRIPT, 1, key, rate_per_s, size, want, owed)
         assert isinstance(answer, list)
         return int(answer[0]), int(answer[1]) / 1_000_000

@@ -5,33 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from serving.api.metrics import Metrics
 from serving.api.problems import Problem
 from serving.api.routes import Answer, Call, Role, Route
-from serving.live import Live, State
+from serving.live import Live
 from serving.table import EpochInfo, Table
 from stream.errors import TableError
-
-_BOUNDS_S: Final = (
-    0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
-)  # fmt: skip
 
 _REPORT_S: Final = 1.0
 """For how long what the learner told is not asked for again."""
 
 _TAG: Final = "operating"
 _AWAY: Final = "the published table does not answer"
-
-SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Variable that names a folder where the processes of one server count together."""
 
 
 class Hour(msgspec.Struct):
@@ -45,6 +36,9 @@ class Hour(msgspec.Struct):
         Positive events that were ranked.
     hit_ratio_at_10, ndcg_at_10
         Their means.
+    frozen_ndcg_at_10
+        The same of the parameters as they were when the day or the learner began; ``null`` where
+        there were none.
 
     """
 
@@ -52,6 +46,7 @@ class Hour(msgspec.Struct):
     ranked: float
     hit_ratio_at_10: float
     ndcg_at_10: float
+    frozen_ndcg_at_10: float | None = None
 
 
 class Drift(msgspec.Struct):
@@ -225,65 +220,6 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     epoch: int | None = None
 
 
-class Metrics:
-    """Counts answers and their time, by route.
-
-    Parameters
-    ----------
-    live
-        What is served.
-
-    Notes
-    -----
-    Where :data:`SHARED` names a folder, the answers of all processes are told by each.
-
-    """
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self._registry = CollectorRegistry()
-        self._own = CollectorRegistry()
-        self._own.register(self)
-        self._seconds = Histogram(
-            "tidegraph_api_seconds",
-            "How long answers took.",
-            ["method", "route", "status"],
-            buckets=_BOUNDS_S,
-            registry=self._registry,
-        )
-        self._children: dict[tuple[str, str, int], Histogram] = {}
-        if SHARED in os.environ:
-            self._registry = CollectorRegistry()
-            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
-
-    def observe(self, route: Route | None, status: int, seconds: float) -> None:
-        """Count one answer."""
-        named = ("", "", status) if route is None else (route.method, route.path, status)
-        child = self._children.get(named)
-        if child is None:
-            child = self._children[named] = self._seconds.labels(*map(str, named))
-        child.observe(seconds)
-
-    def page(self) -> bytes:
-        """Return everything as Prometheus reads it."""
-        return generate_latest(self._registry) + generate_latest(self._own)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield what the process that answers holds, as prometheus_client asks for it."""
-        state = self._live.state()
-        behind_s = max(0.0, time.time() - state.published_ms / 1_000) if state.epoch else 0.0
-        for name, told, value in (
-            ("items", "Items in memory.", state.items),
-            ("users_kept", "Users in memory.", state.users_kept),
-            ("epoch", "Model in memory, 0 if none.", state.epoch or 0),
-            ("step", "Step of the model in memory.", state.step),
-            ("ready", "1 if rows are in memory and fresh.", float(_ready(state))),
-            ("table_up", "1 if the table answers.", float(not state.error)),
-            ("published_age_seconds", "Since the newest rows in memory were written.", behind_s),
-        ):
-            yield GaugeMetricFamily(f"tidegraph_api_{name}", told, value=value)
-
-
 class _Told(NamedTuple):
     """What the learner told, and when it was asked for."""
 
@@ -358,7 +294,7 @@ def routes(live: Live, table: Table, metrics: Metrics) -> list[Route]:
             process=os.getpid(),
             up_s=round(time.monotonic() - started_s, 3),
             now_ms=time.time_ns() // 1_000_000,
-            ready=_ready(state),
+            ready=state.ready,
             table=TableState(**state._asdict()),
             learner=short,
         )
@@ -387,6 +323,7 @@ def routes(live: Live, table: Table, metrics: Metrics) -> list[Route]:
         return await model(call)
 
     async def prometheus(_: Call) -> Answer:
+        metrics.tell()  # what this process counted since it told last
         page = await asyncio.to_thread(metrics.page)
         return Answer(body=page, media_type=CONTENT_TYPE_LATEST)
 
@@ -395,7 +332,7 @@ def routes(live: Live, table: Table, metrics: Metrics) -> list[Route]:
 
     async def readyz(_: Call) -> Answer:
         state = live.state()
-        if _ready(state):
+        if state.ready:
             return Answer(body=b"ready\n", media_type="text/plain")
         if state.error:
             why = _AWAY
@@ -440,10 +377,6 @@ def routes(live: Live, table: Table, metrics: Metrics) -> list[Route]:
         get("/healthz", healthz, None, "Whether the process is up.", role=None),
         get("/readyz", readyz, None, "Whether rows are loaded and fresh.", role=None),
     ]
-
-
-def _ready(state: State) -> bool:
-    return state.epoch is not None and not state.stale
 
 
 def _report(said: dict[str, Any]) -> Report:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from serving import fusion
 from serving.api.problems import Problem
 from serving.api.routes import Call, Route
+from serving.experiments.enrolling import Enrolment
+from serving.experiments.trials import Trials
 from serving.live import Copy, Live, User, wall_ms
 from serving.recommending import Ask, Origin, Recommendations, Recommender, Unready
 from serving.rerank import Limit, rerank
@@ -28,6 +30,7 @@ MAX_BATCH: Final = 1_000
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 Ids = Annotated[list[Id], msgspec.Meta(max_length=MAX_ITEMS)]
+Session = Annotated[str, msgspec.Meta(max_length=512)]
 N = Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)]
 Filters = dict[Id, Annotated[list[str], msgspec.Meta(min_length=1, max_length=100)]]
 
@@ -62,6 +65,8 @@ class RecommendationQuery(ListQuery, kw_only=True, frozen=True):
         Items met just now, latest first, of which the log need not know yet: they count as liked.
     leave_out_seen
         Whether what the user has met is left out, and the context.
+    session
+        To which the request belongs, for experiments on sessions.
 
     """
 
@@ -69,6 +74,7 @@ class RecommendationQuery(ListQuery, kw_only=True, frozen=True):
     include: Ids = []
     context: Ids = []
     leave_out_seen: bool = True
+    session: Session = ""
 
 
 class NeighbourQuery(msgspec.Struct, kw_only=True, frozen=True):
@@ -86,6 +92,8 @@ class _Wanted(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         As in ``GET /v1/recommendations/{user}``; ``include`` is ``null`` for all items.
     filters
         Attribute to values: an item must have one of the values of each attribute.
+    session
+        To which the request belongs, for experiments on sessions.
 
     """
 
@@ -94,6 +102,7 @@ class _Wanted(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     include: Ids | None = None
     filters: Filters = {}
     leave_out_seen: bool = True
+    session: Session = ""
 
 
 class UserRequest(_Wanted, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -380,9 +389,12 @@ class Features(Origin, frozen=True, kw_only=True):
 class _Reads:
     """The handlers."""
 
-    def __init__(self, live: Live, pseudonym: Callable[[str], str] | None) -> None:
+    def __init__(
+        self, live: Live, enrolment: Enrolment, pseudonym: Callable[[str], str] | None
+    ) -> None:
         self._live = live
         self._recommender = Recommender(live)
+        self._trials = Trials(self._recommender, enrolment)
         self._pseudonym = pseudonym
 
     async def recommendations(self, call: Call) -> Recommendations:
@@ -396,20 +408,20 @@ class _Reads:
             wanted=_wanted(query.filter) if query.filter else {},
             leave_out_seen=query.leave_out_seen,
         )
-        return self._named(await self._list(ask), user)
+        return self._named(await self._trial(ask, query.session), user)
 
     async def batch(self, call: Call) -> BatchAnswer:
         asked: list[UserRequest] = call.body.requests
         asks = [_ask(one, self._known_as(one.user), one.context) for one in asked]
         try:
-            answers = await self._recommender.recommend_all(asks)
+            answers = await self._trials.recommend_all(asks, [one.session for one in asked])
         except Unready:
             raise _unready() from None
         named = [self._named(each, one.user) for each, one in zip(answers, asked, strict=True)]
         return BatchAnswer(named)
 
     async def session(self, call: Call) -> Recommendations:
-        return await self._list(_ask(call.body, None, call.body.items))
+        return await self._trial(_ask(call.body, None, call.body.items), call.body.session)
 
     async def rank(self, call: Call) -> Ranking:
         body: RankRequest = call.body
@@ -559,6 +571,13 @@ class _Reads:
     def _named(self, answer: Recommendations, user: str) -> Recommendations:
         return answer if self._pseudonym is None else replace(answer, user=user)
 
+    async def _trial(self, ask: Ask, session: str) -> Recommendations:
+        """Return a list that takes part in experiments."""
+        try:
+            return await self._trials.recommend(ask, session)
+        except Unready:
+            raise _unready() from None
+
     async def _list(self, ask: Ask) -> Recommendations:
         try:
             return await self._recommender.recommend(ask)
@@ -612,18 +631,22 @@ class _Reads:
         }
 
 
-def routes(live: Live, *, pseudonym: Callable[[str], str] | None = None) -> list[Route]:
+def routes(
+    live: Live, enrolment: Enrolment, *, pseudonym: Callable[[str], str] | None = None
+) -> list[Route]:
     """Return what can be read.
 
     Parameters
     ----------
     live
         What is published; somebody else starts and ends it.
+    enrolment
+        Which arms of experiments requests get; somebody else starts and ends it.
     pseudonym
         Turns the user ids of requests into those of the log; ``None`` where they are the same.
 
     """
-    reads = _Reads(live, pseudonym)
+    reads = _Reads(live, enrolment, pseudonym)
     unready, unknown = HTTPStatus.SERVICE_UNAVAILABLE.value, HTTPStatus.NOT_FOUND.value
     lists: dict[str, Any] = {"problems": (unready,), "answer": Recommendations}
     both = (unknown, unready)
@@ -643,6 +666,7 @@ def routes(live: Live, *, pseudonym: Callable[[str], str] | None = None) -> list
             handler=reads.batch,
             summary="Items for several users",
             body=BatchRequest,
+            counts=lambda body: max(1, len(body.requests)),
             answer=BatchAnswer,
             problems=(unready,),
         ),

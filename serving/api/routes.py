@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -83,6 +83,22 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+COUNTED_BYTES: Final = 16_384
+"""So much of a body counts as one request."""
+
+
+def one_or_more(body: Any) -> int:
+    """Return as how many requests a body counts that is read as it came: one for each 16 KiB.
+
+    Examples
+    --------
+    >>> [one_or_more(body) for body in (None, b"", bytes(16_384), bytes(16_385))]
+    [1, 1, 1, 2]
+
+    """
+    return max(1, -(-len(body) // COUNTED_BYTES)) if isinstance(body, bytes) else 1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
     """One thing that can be asked.
@@ -111,6 +127,8 @@ class Route:
         The statuses of the problems that the handler raises besides 400, 401, 403 and 429.
     tag
         The heading that the document puts it under.
+    counts
+        As how many requests one with this body counts, where keys are limited.
 
     """
 
@@ -126,3 +144,4 @@ class Route:
     status: int = 200
     problems: tuple[int, ...] = ()
     tag: str = "recommendations"
+    counts: Callable[[Any], int] = one_or_more

@@ -7,14 +7,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from serving.api.limits import Limits
 from serving.api.problems import Problem
-from serving.api.routes import Principal, Role
+from serving.api.routes import Call, Principal, Role, Route
 from serving.api.tokens import BadToken, Tokens
 from serving.keys import digest, read_keys
 from stream.errors import BadSettings
@@ -147,6 +148,21 @@ class Guard:
                 f"this wants the role {role.name.lower()}, and yours is {has}",
             )
         return principal
+
+    def charged(self, route: Route) -> Route:
+        """Return a route whose requests count as many as their bodies say."""
+        if route.body is None:
+            return route
+        handler, counts = route.handler, route.counts
+
+        async def handle(call: Call) -> Any:
+            if (more := counts(call.body) - 1) and not self._open:
+                known = self._known(call.headers, self._clock())
+                if known.requests_per_s:
+                    self._limits.charge(known.bucket, known.requests_per_s, more)
+            return await handler(call)
+
+        return replace(route, handler=handle)
 
     def _known(self, headers: Mapping[str, str], now_s: float) -> _Known:
         """Return who has the key or the token of a request."""

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec.structs import asdict
 
 N_BUCKETS: Final = 10_000
 """Units are spread over so many buckets; an arm is a range of them, so shares go by 0.01 %."""
@@ -24,6 +25,25 @@ Weight = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Value = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 
 
+class ListSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What an arm makes of a list besides its model; ``None`` leaves it to the request.
+
+    Parameters
+    ----------
+    diversity
+        As in ``POST /v1/rerank``: 0 keeps the order of the scores, 1 looks only for items that
+        differ from those before.
+    leave_out_seen
+        Whether what the user has met is left out.
+
+    """
+
+    diversity: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    leave_out_seen: bool | None = None
+
+
 class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of the things that are compared.
 
@@ -35,10 +55,8 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         How many units it gets, in proportion to the other arms.
     model
         Epoch of the model that answers; ``None`` is the one in view.
-    rules
-        Rule set by which the arm's events are typed; empty is the usual one.
     settings
-        What else differs, by name.
+        What else differs.
     shadow
         Answered for every unit of the experiment and compared with what is shown, but shown to
         nobody.
@@ -48,8 +66,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: Name
     weight: Weight = 1.0
     model: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)] | None = None
-    rules: Text = ""
-    settings: Annotated[dict[Text, bool | float | Text], msgspec.Meta(max_length=50)] = {}
+    settings: ListSettings = ListSettings()
     shadow: bool = False
 
     def changes(self) -> set[str]:
@@ -57,13 +74,13 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
         Examples
         --------
-        >>> sorted(Arm(name="b", model=3, settings={"diversity": 0.3}).changes())
+        >>> sorted(Arm(name="b", model=3, settings=ListSettings(diversity=0.3)).changes())
         ['model', 'settings.diversity']
 
         """
-        named = {"model": self.model is not None, "rules": bool(self.rules)}
-        named |= {f"settings.{name}": True for name in self.settings}
-        return {name for name, differs in named.items() if differs}
+        named = {f"settings.{name}": value for name, value in asdict(self.settings).items()}
+        named["model"] = self.model
+        return {name for name, value in named.items() if value is not None}
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,8 @@ import json
 import os
 import time
 import tomllib
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from serving.api.audit import Audit, recorded
 from serving.experiments.assignment import Experiment
 from serving.experiments.redis_store import RedisStore
 from serving.experiments.registry import Entry, Registry
+from serving.redis_table import RedisTable, open_table
 from stream.errors import BadData, BadOutput
 from stream.options import config_option
 from stream.settings import Settings, load_settings
@@ -50,8 +52,8 @@ def start(file: Path, config: Path | None) -> None:
         tidegraph experiment start newer-model.toml
     """
     asked, settings = read_experiment(file), load_settings(config)
-    with closing(RedisStore(settings.redis)) as store, _recorded(settings, "start", asked.name):
-        Registry(store).start(asked, at_ms=_now_ms(), by=_who())
+    with _changing(settings, "start", asked.name) as (registry, table):
+        registry.start(asked, table, at_ms=_now_ms(), by=_who())
     names = ", ".join(arm.name + " (shadow)" * arm.shadow for arm in asked.arms)
     click.echo(f"experiment {asked.name} runs: {names}")
 
@@ -69,8 +71,8 @@ def stop(name: str, config: Path | None) -> None:
         tidegraph experiment stop newer-model
     """
     settings = load_settings(config)
-    with closing(RedisStore(settings.redis)) as store, _recorded(settings, "stop", name):
-        entry = Registry(store).stop(name, at_ms=_now_ms(), by=_who())
+    with _changing(settings, "stop", name) as (registry, table):
+        entry = registry.stop(name, table, at_ms=_now_ms(), by=_who())
     click.echo(_line(entry))
 
 
@@ -114,7 +116,6 @@ def report(name: str, out: Path | None, config: Path | None, *, as_json: bool) -
     """
     from serving.experiments.report import headline, page
     from serving.experiments.results import Collector, results_of
-    from serving.redis_table import open_table
     from stream.kafka import KafkaLog
 
     settings = load_settings(config)
@@ -159,9 +160,16 @@ def read_experiment(file: Path) -> Experiment:
         raise BadData(f"{file} is neither TOML nor JSON of a name in .json: {error}") from error
 
 
-def _recorded(settings: Settings, what: str, name: str) -> Any:
+@contextmanager
+def _changing(settings: Settings, what: str, name: str) -> Iterator[tuple[Registry, RedisTable]]:
+    """Give what an experiment is started and stopped in; the audit log has what came of it."""
     audit = Audit(Path(settings.serving.audit_file))
-    return recorded(audit, _who(), f"tidegraph experiment {what}", {"name": name})
+    with (
+        closing(RedisStore(settings.redis)) as store,
+        closing(open_table(settings.redis)) as table,
+        recorded(audit, _who(), f"tidegraph experiment {what}", {"name": name}),
+    ):
+        yield Registry(store), table
 
 
 def _who() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
 from serving.experiments.assignment import Arm, Assigner, Experiment
@@ -18,6 +20,8 @@ _MANY: Final = 200_000
 
 _KEEP_S: Final = 86_400.0
 """How long a collector may be behind and still know whose items were shown."""
+
+_log = logging.getLogger("tidegraph.serving")
 
 _FLUSH_S: Final = 0.1
 _REFRESH_S: Final = 1.0
@@ -51,25 +55,33 @@ class Enrolment:
     ----------
     store
         Where experiments are kept.
+    follow
+        Is told the models of the experiments that run, before anybody is given them.
 
     Examples
     --------
+    >>> from serving.experiments.assignment import ListSettings
     >>> from serving.experiments.store import MemoryStore
+    >>> from serving.table import MemoryTable
     >>> store = MemoryStore()
-    >>> asked = Experiment(name="newer", arms=(Arm(name="today"), Arm(name="new", model=3)))
-    >>> _ = Registry(store).start(asked, at_ms=1, by="op")
+    >>> arms = (Arm(name="today"), Arm(name="new", settings=ListSettings(diversity=0.3)))
+    >>> asked = Experiment(name="newer", arms=arms)
+    >>> _ = Registry(store).start(asked, MemoryTable(), at_ms=1, by="op")
     >>> enrolment = Enrolment(store)
     >>> enrolment.refresh()
-    >>> [enrolled.arm.model for enrolled in enrolment.meet("712", at_ms=5)]
-    [3]
+    >>> [enrolled.arm.name for enrolled in enrolment.meet("712", at_ms=5)]
+    ['new']
     >>> enrolment.flush()
     >>> store.exposed("newer", 0)
     [('712', 5)]
 
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, follow: Callable[[Collection[int]], None] = lambda _: None
+    ) -> None:
         self._store = store
+        self._follow = follow
         self._registry = Registry(store)
         self._version = -1
         self._running: tuple[tuple[Experiment, Assigner, list[Enrolled]], ...] = ()
@@ -79,7 +91,7 @@ class Enrolment:
         self._shown: list[tuple[str, str, Draft, float]] = []
         self._counts: dict[str, dict[str, float]] = {}
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="experiments", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         """Begin to follow the store."""
@@ -91,13 +103,28 @@ class Enrolment:
         self.close()
 
     def start(self) -> None:
-        """Begin to follow the store."""
+        """Read which experiments run, if the store answers, and begin to follow it."""
+        with suppress(TableError, UserError):
+            self.refresh()
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._run, name="experiments", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Write what waits, and end."""
         self._ended.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no experiment runs."""
+        return not self._running
+
+    @property
+    def n_running(self) -> int:
+        """How many experiments run."""
+        return len(self._running)
 
     def meet(self, user: str, session: str = "", *, at_ms: int) -> list[Enrolled]:
         """Return what a request takes part in; its units count as exposed from ``at_ms`` on.
@@ -156,6 +183,7 @@ class Enrolment:
         """Read which experiments run."""
         version, _ = known = self._registry.read()
         if version != self._version:
+            self._follow(known.models())
             self._running = tuple(
                 (each, Assigner(each), _answers(each))
                 for each in (entry.experiment for entry in known.running())
@@ -211,6 +239,8 @@ class Enrolment:
                 self.flush()
             except (TableError, UserError):
                 continue  # the store is away: what is known last goes on
+            except Exception:  # noqa: BLE001 - answers go on without what could not be read
+                _log.exception("experiments cannot be followed")
         try:
             self.flush()
         except (TableError, UserError):

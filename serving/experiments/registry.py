@@ -9,6 +9,7 @@ import msgspec
 
 from serving.experiments.assignment import Experiment
 from serving.experiments.store import Store
+from serving.table import Table
 from stream.errors import TableError, UserError
 
 MAX_RUNNING: Final = 16
@@ -62,6 +63,11 @@ class Entries(NamedTuple):
         """Return those that go on."""
         return [entry for entry in self.entries if entry.running]
 
+    def models(self) -> set[int]:
+        """Return the epochs that arms of those that go on are answered from."""
+        arms = (arm for entry in self.running() for arm in entry.experiment.arms)
+        return {arm.model for arm in arms if arm.model is not None}
+
 
 class _Document(msgspec.Struct, frozen=True):
     v: int
@@ -75,14 +81,17 @@ class Registry:
     Examples
     --------
     >>> from serving.experiments.assignment import Arm
+    >>> from serving.experiments.assignment import ListSettings
     >>> from serving.experiments.store import MemoryStore
-    >>> registry = Registry(MemoryStore())
-    >>> asked = Experiment(name="newer", arms=(Arm(name="today"), Arm(name="new", model=3)))
-    >>> registry.start(asked, at_ms=1_650_812_741_436, by="op").running
+    >>> from serving.table import MemoryTable
+    >>> registry, table = Registry(MemoryStore()), MemoryTable()
+    >>> arms = (Arm(name="today"), Arm(name="new", settings=ListSettings(diversity=0.3)))
+    >>> asked = Experiment(name="newer", arms=arms)
+    >>> registry.start(asked, table, at_ms=1_650_812_741_436, by="op").running
     True
-    >>> registry.stop("newer", at_ms=1_650_812_749_000, by="op").running
+    >>> registry.stop("newer", table, at_ms=1_650_812_749_000, by="op").running
     False
-    >>> registry.start(asked, at_ms=1_650_812_750_000, by="op")
+    >>> registry.start(asked, table, at_ms=1_650_812_750_000, by="op")
     Traceback (most recent call last):
         ...
     serving.experiments.registry.ExperimentRefused: there was an experiment 'newer' ... new name
@@ -107,25 +116,26 @@ class Registry:
         """
         return _found(self.read().entries, name)
 
-    def start(self, experiment: Experiment, *, at_ms: int, by: str) -> Entry:
-        """Start an experiment.
+    def start(self, experiment: Experiment, table: Table, *, at_ms: int, by: str) -> Entry:
+        """Start an experiment; ``table`` keeps its models as long as it runs.
 
         Raises
         ------
         ExperimentRefused
-            If the name was used before, another experiment that runs differs in the same, or too
-            many run.
+            If the name was used before, another experiment that runs differs in the same, too
+            many run, or the table does not have a model of an arm.
 
         """
+        _check_models(experiment, table)
 
         def started(entries: list[Entry]) -> tuple[list[Entry], Entry]:
             _check(experiment, entries)
             entry = Entry(experiment=experiment, started_ms=at_ms, started_by=by)
             return [*entries, entry], entry
 
-        return self._change(started)
+        return self._change(started, table)
 
-    def stop(self, name: str, *, at_ms: int, by: str) -> Entry:
+    def stop(self, name: str, table: Table, *, at_ms: int, by: str) -> Entry:
         """Stop an experiment for good; to stop it again changes nothing.
 
         Raises
@@ -143,18 +153,28 @@ class Registry:
                 )
             return [entry if each.experiment.name == name else each for each in entries], entry
 
-        return self._change(stopped)
+        return self._change(stopped, table)
 
-    def _change(self, change: Callable[[list[Entry]], tuple[list[Entry], Entry]]) -> Entry:
+    def _change(
+        self, change: Callable[[list[Entry]], tuple[list[Entry], Entry]], table: Table
+    ) -> Entry:
         for _ in range(_TRIES):
             old, known = self._read()
             entries, changed = change(known.entries)
-            if entries == known.entries:
-                return changed
             new = msgspec.json.encode(_Document(_SCHEMA, known.version + 1, entries))
-            if self._store.replace(old, new):
+            if entries == known.entries or self._store.replace(old, new):
+                self._keep_models(table)
                 return changed
         raise TableError("others change the experiments all the time; try again")
+
+    def _keep_models(self, table: Table) -> None:
+        """Have the table keep what runs; again if somebody else changed that meanwhile."""
+        known = self.read()
+        while True:
+            table.keep(known.models())
+            before, known = known, self.read()
+            if known.version == before.version:
+                return
 
     def _read(self) -> tuple[bytes | None, Entries]:
         raw = self._store.definitions()
@@ -175,6 +195,17 @@ def _found(entries: list[Entry], name: str) -> Entry:
             return entry
     known = ", ".join(entry.experiment.name for entry in entries[-5:]) or "none"
     raise UnknownExperiment(f"no experiment {name!r:.80}; known are {known}")
+
+
+def _check_models(experiment: Experiment, table: Table) -> None:
+    """Refuse an experiment of which the table does not have a model."""
+    wanted = {arm.model for arm in experiment.arms if arm.model is not None}
+    there = [each.epoch for each in table.epochs()] if wanted else []
+    if missing := wanted.difference(there):
+        raise ExperimentRefused(
+            f"the table has no model of epoch {', '.join(map(str, sorted(missing)))}; "
+            f"it has {', '.join(map(str, there)) or 'none'}"
+        )
 
 
 def _check(experiment: Experiment, entries: list[Entry]) -> None:

@@ -7,6 +7,7 @@ import io
 import re
 from typing import Any, Final
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -225,9 +226,9 @@ def _told(effect: Effect) -> str:
 
 
 def _changed(arm: Any) -> list[str]:
-    found = [f"{name} {value}" for name, value in arm.settings.items()]
-    found += [f"model of epoch {arm.model}"] * (arm.model is not None)
-    return found + [f"rules {arm.rules}"] * bool(arm.rules)
+    told = msgspec.to_builtins(arm.settings)
+    found = [f"{name} {str(value).lower()}" for name, value in told.items()]
+    return found + [f"model of epoch {arm.model}"] * (arm.model is not None)
 
 
 def _mixed(results: Results) -> bool:

@@ -9,10 +9,12 @@ always-valid intervals want them, and memory is for the units whose window is op
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from threading import Event
 from typing import Any, Final, Literal
 
@@ -33,7 +35,7 @@ from serving.experiments.statistics import (
     slope,
 )
 from serving.experiments.store import MAX_UNITS, Store
-from stream.errors import BadEvent, BadPosition, TableError, UserError
+from stream.errors import BadEvent, BadPosition, LogError, TableError, UserError
 from stream.events import Erasure, Feedback, decode_feedback
 from stream.log import Log, Positions, advance
 from stream.topics import FEEDBACK
@@ -52,6 +54,8 @@ _RECORDS: Final = 10_000
 _LEASE_S: Final = 30.0
 _SAVE_S: Final = 5.0
 _STEP_S: Final = 1.0
+
+_log = logging.getLogger("tidegraph.serving")
 
 Attributes = Callable[[Sequence[str]], Mapping[str, Mapping[str, Any]]]
 """Gives the attributes of users."""
@@ -464,11 +468,14 @@ class Collector:
             By the clock of the API; 0 records say that everything until then is in.
 
         """
+        entries = self._registry.read().entries
+        if not entries:
+            return 0
         if not self._store.lease(self._holder, _LEASE_S):
             self._folds.clear()  # who holds it goes on from what was saved
             return 0
         n_records = 0
-        for entry in self._registry.read().entries:
+        for entry in entries:
             fold = self._fold(entry)
             if not fold.state.finished:
                 n_records += self._advance(fold, now_ms)
@@ -502,12 +509,14 @@ class Collector:
         while not ended.is_set():
             try:
                 n_records = self.step(time.time_ns() // 1_000_000)
-            except (TableError, UserError):
+            except (TableError, LogError, UserError) as error:
+                _log.debug("results cannot be collected: %s", error)
                 n_records = 0
                 self._folds.clear()
             if n_records == 0:
                 ended.wait(_STEP_S)
-        self.close()
+        with suppress(TableError, UserError):
+            self.close()
 
     def _fold(self, entry: Entry) -> Fold:
         name = entry.experiment.name

@@ -79,6 +79,10 @@ class Store(Protocol):
         """Let somebody else collect results."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it is connected with; the next use connects anew."""
+        ...
+
 
 class MemoryStore:
     """A :class:`Store` of one process, for any threads.
@@ -184,3 +188,6 @@ class MemoryStore:
         with self._lock:
             if self._holder == holder:
                 self._until_s = 0.0
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""

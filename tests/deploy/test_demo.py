@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -68,6 +69,10 @@ def test_the_demo_gets_ready_and_feedback_changes_a_list(tmp_path: Path) -> None
         },
     )
     with demo:
+        log = tmp_path / "demo.log"
+        wait_until(lambda: "; try " in log.read_text(), 120.0, "the line that says whom to try")
+        (path,) = re.findall(rf"; try http://127\.0\.0\.1:{port}(/\S+)\n", log.read_text())
+        assert ask(port, path)[1]["answered_by"] == "vector"
         before = ask(port, "/v1/recommendations/newcomer")[1]
         assert before["answered_by"] == "popularity"
         liked = before["items"][0]["item"]
@@ -87,6 +92,18 @@ def test_the_demo_gets_ready_and_feedback_changes_a_list(tmp_path: Path) -> None
             return after["answered_by"] == "vector" and liked not in listed
 
         wait_until(changed, 120.0, "a list that knows of the event")
+        arms = [{"name": "today"}, {"name": "diverse", "settings": {"diversity": 0.5}}]
+        assert ask(port, "/v1/experiments", {"name": "x", "arms": arms})[0] == 201
+
+        def taken_part() -> bool:
+            return "request_id" in ask(port, "/v1/recommendations/newcomer")[1]
+
+        def met() -> bool:
+            found = ask(port, "/v1/experiments/x/results")[1]["arms"]
+            return [arm["exposed"] for arm in found] in ([1, 0], [0, 1])
+
+        wait_until(taken_part, 60.0, "a list of the experiment")
+        wait_until(met, 120.0, "the collector")
         demo.stop(60.0)
     assert demo.process is not None
     assert demo.process.returncode == 0, demo.last_words()

@@ -18,6 +18,9 @@ import yaml
 
 from deploy.doctor import pinned
 from learner.metrics import LearnerMetrics
+from serving.api.metrics import Metrics
+from serving.live import Live
+from serving.table import MemoryTable
 from stream.metrics import StreamMetrics
 from stream.settings import Settings, load_settings
 from tests.house import ROOMS, ROOT
@@ -148,9 +151,10 @@ def test_an_image_runs_one_command_as_nobody_special(image: Path) -> None:
 
 
 def exported() -> set[str]:
-    """Return the names of all time series that the workers export."""
+    """Return the names of all time series that the workers and the API export."""
     names = {"up"}  # Prometheus' own
-    for registry in (StreamMetrics().registry, LearnerMetrics().registry):
+    api = Metrics(Live(MemoryTable()))
+    for registry in (StreamMetrics().registry, LearnerMetrics().registry, api.registry):
         for family in registry.collect():
             suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
             names |= {family.name + suffix for suffix in suffixes.get(family.type, [""])}
@@ -204,6 +208,16 @@ def test_the_workers_that_prometheus_reads_are_those_of_compose() -> None:
         service, port = target.split(":")
         assert service == job["job_name"]
         assert f"127.0.0.1:{port}:{port}" in OURS[service]["ports"]
+
+
+def test_prometheus_shows_the_api_a_key_from_a_file_that_git_ignores() -> None:
+    config = yaml.safe_load(DEPLOY.joinpath("prometheus", "prometheus.yml").read_text("utf-8"))
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "serve"]
+    (path,) = job["http_headers"]["X-API-Key"]["files"]
+    assert "./prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
+    file = path.replace("/etc/prometheus/", "deploy/prometheus/")
+    assert f"/{file}" in ROOT.joinpath(".gitignore").read_text("utf-8").splitlines()
+    assert file in ROOT.joinpath("docs", "operating.md").read_text("utf-8")
 
 
 def test_panels_do_not_overlap() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import ssl
+import sys
 import threading
 import time
+import urllib.request
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -22,10 +25,12 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, start_http_server
 from rich.console import Console
 
-from deploy.readings import Broker, Down, Metrics, Readings, Topic, quantile
+from deploy.readings import Api, Broker, Down, Metrics, Readings, Topic, quantile
+from deploy.service import Service, free_port
 from deploy.status import judge, screen
 from graph_store.snapshot import write_snapshot
 from learner.metrics import LearnerMetrics, serving
+from serving.keys import new_key
 from serving.redis_table import open_table
 from serving.rows import Barrier, ItemRows, Layout
 from serving.table import Update
@@ -34,9 +39,19 @@ from stream.events import Interaction, encode
 from stream.intake import Accounting
 from stream.kafka import KafkaLog
 from stream.metrics import StreamMetrics
-from stream.settings import KafkaSettings, LearnerSettings, RedisSettings, Settings, StreamSettings
+from stream.settings import (
+    KafkaSettings,
+    LearnerSettings,
+    RedisSettings,
+    ServingSettings,
+    Settings,
+    StreamSettings,
+    as_environment,
+)
 from stream.topics import INTERACTIONS, create
 from stream.worker import StreamWorker
+from tests.certificates import certificates
+from tests.house import ROOT
 from tidegraph import main
 
 START_MS = 1_650_812_741_000
@@ -46,7 +61,7 @@ BOUNDS = (0.1, 0.5, 1.0, math.inf)
 
 def readings(**known: Any) -> Readings:
     """Return what was read; everything that is not named is down."""
-    parts = ("broker", "topics", "commits", "stream", "learner", "table", "snapshot")
+    parts = ("broker", "topics", "commits", "stream", "learner", "api", "table", "snapshot")
     return Readings(**{"at_s": 1_000.0, **dict.fromkeys(parts, NOTHING), **known})
 
 
@@ -58,11 +73,12 @@ def test_what_is_down_is_named_with_what_to_do_and_the_rest_is_shown() -> None:
     status = judge(readings(broker=Broker("host:9092", "4.3", 3)))
     assert not status.well
     assert status.broker.problem == ""
-    for part in (status.topics, status.stream, status.learner, status.table, status.snapshot):
+    down = (status.topics, status.stream, status.learner, status.api, status.table, status.snapshot)
+    for part in down:
         assert (part.problem, part.remedy) == NOTHING
     text = shown(status)
     assert "something is down" in text
-    assert text.count("-> start it") == 5
+    assert text.count("-> start it") == 6
     assert "Kafka 4.3 at host:9092, 3 nodes" in text
 
 
@@ -102,6 +118,50 @@ def test_a_missing_topic_is_a_problem() -> None:
     found = judge(readings(topics=topics, commits={})).topics
     assert found.problem == "missing: feedback"
     assert "topics create" in found.remedy
+
+
+API = """
+tidegraph_api_epoch 3
+tidegraph_api_step 40
+tidegraph_api_published_age_seconds 2.5
+tidegraph_api_table_up 0
+tidegraph_api_lists_total{answered_by="vector",stale="no"} 6
+tidegraph_api_lists_total{answered_by="vector",stale="yes"} 1
+tidegraph_api_lists_total{answered_by="popularity",stale="no"} 1
+tidegraph_api_seconds_count{route="/metrics",status="200"} 900
+tidegraph_api_seconds_count{route="/v1/popular",status="200"} %d
+tidegraph_api_seconds_count{route="/v1/popular",status="503"} 10
+tidegraph_api_seconds_bucket{route="/v1/recommendations/{user}",status="200",le="1"} 4
+tidegraph_api_seconds_bucket{route="/v1/recommendations/{user}",status="200",le="+Inf"} 4
+tidegraph_api_seconds_bucket{route="/v1/recommendations/{user}",status="503",le="1"} 4
+tidegraph_api_seconds_bucket{route="/v1/recommendations/{user}",status="503",le="+Inf"} 4
+"""
+
+
+def test_the_api_tells_what_it_serves_and_how_fast() -> None:
+    before = readings(api=Api("http://h:1", "", Metrics(API % 20)), at_s=998.0)
+    now = readings(api=Api("http://h:1", "", Metrics(API % 70)))
+    api = judge(now, before).api
+    assert (api.problem, api.ready, api.epoch, api.step, api.age_s) == ("", True, 3, 40, 2.5)
+    assert (api.requests_per_s, api.table_up) == (25.0, False)
+    assert (api.answered_by, api.stale_lists) == ({"vector": 7, "popularity": 1}, 1)
+    assert api.lists is not None
+    assert api.lists.p50_s == 0.5
+    text = shown(judge(now, before))
+    assert "http://h:1, ready, epoch 3, step 40, rows 2.5 s old, Redis does not answer it" in text
+    assert "8, vector 87.5%, popularity 12.5%, 1 stale, p50 / p99 500 ms / 990 ms" in text
+
+
+def test_an_api_that_is_not_ready_is_a_problem_and_one_that_keeps_its_figures_is_not() -> None:
+    closed = Down("figures want a reader's key", "put one into TIDEGRAPH_API_KEY")
+    api = judge(readings(api=Api("http://h:1", "", closed))).api
+    assert (api.problem, api.ready, api.epoch) == ("", True, None)
+    assert "ready, figures want a reader's key: put one" in shown(
+        judge(readings(api=Api("http://h:1", "", closed)))
+    )
+    late = judge(readings(api=Api("http://h:1", "nothing was read yet", Metrics("")))).api
+    assert (late.problem, late.ready) == ("not ready: nothing was read yet", False)
+    assert "Redis" in late.remedy
 
 
 @given(
@@ -158,28 +218,60 @@ def learner_metrics() -> LearnerMetrics:
     return metrics
 
 
+@contextmanager
+def answering(settings: Settings, log: Path) -> Iterator[Service]:
+    """Run an API with TLS."""
+    serving = settings.serving
+    trusted = ssl.create_default_context(cafile=log.parent / "ca.pem")
+
+    def answers() -> bool:
+        try:
+            urllib.request.urlopen(
+                f"https://127.0.0.1:{serving.port}/readyz", context=trusted, timeout=10.0
+            ).close()
+        except OSError:
+            return False
+        return True
+
+    command = [sys.executable, "-m", "tidegraph", "serve"]
+    environment = as_environment(settings)
+    service = Service("serve", command, ROOT, answers=answers, log=log, environment=environment)
+    service.start(120.0)
+    try:
+        yield service
+    finally:
+        service.kill()
+
+
 @pytest.fixture
 def settings(kafka: KafkaSettings, redis_url: str, tmp_path: Path) -> Settings:
+    made = certificates(tmp_path)
     return Settings(
+        serving=ServingSettings(
+            port=free_port(),
+            stale_s=1e6,
+            keys_file=str(tmp_path / "keys.json"),
+            audit_file=str(tmp_path / "audit.jsonl"),
+            cert_file=str(made.certificate),
+            key_file=str(made.key),
+        ),
         kafka=kafka,
         redis=RedisSettings(url=redis_url, namespace=kafka.prefix.rstrip(".")),
         learner=LearnerSettings(snapshots=str(tmp_path / "snapshots")),
     )
 
 
-def asked(settings: Settings, *words: str) -> tuple[int, str]:
+def asked(settings: Settings, *words: str, **environ: str) -> tuple[int, str]:
     """Run `tidegraph status` with settings in its environment."""
-    environ = {}
-    for section, values in msgspec.to_builtins(settings).items():
-        for name, value in values.items():
-            text = ",".join(value) if isinstance(value, list | tuple) else str(value)
-            environ[f"TIDEGRAPH_{section}_{name}".upper()] = text
-    result = CliRunner(env=environ).invoke(main, ["status", *words], catch_exceptions=False)
+    runner = CliRunner(env=as_environment(settings) | environ)
+    result = runner.invoke(main, ["status", *words], catch_exceptions=False)
     return result.exit_code, result.stdout
 
 
 @pytest.mark.slow
-def test_a_system_that_runs_is_well_and_one_that_lost_a_part_is_not(settings: Settings) -> None:
+def test_a_system_that_runs_is_well_and_one_that_lost_a_part_is_not(
+    settings: Settings, tmp_path: Path
+) -> None:
     create(settings.kafka)
     table = open_table(settings.redis)
     table.begin(Layout(dim=2))
@@ -211,7 +303,9 @@ def test_a_system_that_runs_is_well_and_one_that_lost_a_part_is_not(settings: Se
             commits = read_commits(settings.kafka, "stream").values()
             if sum(each.accounting.in_ for _, each in commits) == 51:
                 break
-        exit_code, output = asked(settings, "--json")
+        key = new_key(Path(settings.serving.keys_file), "status", "reader")
+        stack.enter_context(answering(settings, tmp_path / "serve.log"))
+        exit_code, output = asked(settings, "--json", TIDEGRAPH_API_KEY=key)
         status = json.loads(output)
         assert exit_code == 0, output
         assert status["well"]
@@ -231,7 +325,22 @@ def test_a_system_that_runs_is_well_and_one_that_lost_a_part_is_not(settings: Se
         assert (status["table"]["items"], status["table"]["step"]) == (1, 7)
         assert status["table"]["memory_bytes"] > 0
         assert status["snapshot"]["number"] == 1
-        assert "all is well" in asked(settings)[1]
+        api = status["api"]
+        assert (api["ready"], api["step"], api["items"]) == (True, 7, 1)
+        assert api["epoch"] == status["table"]["epoch"]
+        assert (api["figures"], api["table_up"], api["requests_per_s"]) == ("", True, 0.0)
+        without_key = asked(settings)[1]
+        assert "all is well" in without_key
+        assert "ready, figures want a reader's key" in " ".join(without_key.split())
+        assert "not a reader's" in asked(settings, TIDEGRAPH_API_KEY="tg_other")[1]
+        other = msgspec.structs.replace(
+            settings.serving, cert_file=str(certificates(tmp_path / "other").certificate)
+        )
+        exit_code, output = asked(msgspec.structs.replace(settings, serving=other), "--json")
+        api = json.loads(output)["api"]
+        assert exit_code == 1
+        assert "certificate verify failed" in api["problem"]
+        assert api["ready"] is None
 
         learner.close()
         exit_code, output = asked(settings, "--json")
@@ -239,6 +348,7 @@ def test_a_system_that_runs_is_well_and_one_that_lost_a_part_is_not(settings: Se
         assert exit_code == 1
         assert "no worker answers" in status["learner"]["problem"]
         assert "tidegraph learn" in status["learner"]["remedy"]
+        assert status["api"]["ready"] is True
         assert status["stream"]["problem"] == ""
 
 
@@ -253,6 +363,8 @@ def test_without_a_broker_the_rest_is_shown_and_the_status_is_1(settings: Settin
     assert "no broker listens at 127.0.0.1:1" in words
     assert "nothing is published" in words
     assert "no snapshot in" in words
+    assert f"no API answers at https://127.0.0.1:{settings.serving.port}" in words
+    assert "start it with `tidegraph serve`" in words
 
 
 def test_a_screen_to_watch_is_no_json() -> None:

@@ -124,18 +124,20 @@ def test_the_key_that_is_wanted_is_named() -> None:
 
 def written(root: Path, n: int = 1, key: bytes | None = KEY) -> Path:
     array = np.full(300_000, n)  # some pieces
-    return write_snapshot(root, {"user": "ann", "n": n, "a": array}, fingerprint="f", key=key)
+    return write_snapshot(
+        root, {"user": "ann of the sealed", "n": n, "a": array}, fingerprint="f", key=key
+    )
 
 
 def test_an_encrypted_snapshot_is_read_back_and_shows_nothing(tmp_path: Path) -> None:
     folder = written(tmp_path)
     state = read_snapshot(folder, fingerprint="f", key=KEY)
-    assert (state["user"], int(state["a"].sum())) == ("ann", 300_000)
+    assert (state["user"], int(state["a"].sum())) == ("ann of the sealed", 300_000)
     state["a"][:] = 2  # can be written to, like any other
     assert describe(folder, key=KEY).state["n"] == 1
     assert describe(folder, key=KEY).n_bytes == sum(f.stat().st_size for f in folder.iterdir())
     for file in folder.iterdir():
-        assert b"ann" not in file.read_bytes()
+        assert b"ann of" not in file.read_bytes()
         assert b"fingerprint" not in file.read_bytes()
     assert int(make_newest(tmp_path, 1, key=KEY).name) == 2
     assert newest_whole(tmp_path, fingerprint="f", key=KEY) is not None

@@ -13,21 +13,25 @@ from graph_store.graph import GraphConfig, TemporalGraph
 from learner.checks import checkerboard, feedback
 from learner.models.sta_hawkes import STAHawkes, STAHawkesConfig
 from learner.online import OnlineLearner
-from learner.prequential import FadingMean, Prequential
+from learner.prequential import FREEZE_MS, FadingMean, Prequential
 from learner.ranking import rank_targets, rows_of
 from stream.events import FeedbackBatch, Kind
+
+
+def model(graph: GraphConfig) -> STAHawkes:
+    return STAHawkes(STAHawkesConfig(dim=8), k=graph.k_user, n_half_lives=len(graph.half_lives_ms))
 
 
 class Ranked:
     """A learner that is tested as it goes."""
 
-    def __init__(self, share: float, seed: int = 0) -> None:
+    def __init__(self, share: float, seed: int = 0, freeze_ms: int = FREEZE_MS) -> None:
         graph = GraphConfig()
-        self.model = STAHawkes(
-            STAHawkesConfig(dim=8), k=graph.k_user, n_half_lives=len(graph.half_lives_ms)
-        )
+        self.model = model(graph)
         self.learner = OnlineLearner(TemporalGraph(graph), self.model)
-        self.prequential = Prequential(self.model, share=share, seed=seed)
+        self.prequential = Prequential(
+            self.model, share=share, seed=seed, twin=lambda: model(graph), freeze_ms=freeze_ms
+        )
 
     def follow(self, batches: list[FeedbackBatch]) -> Ranked:
         for batch in batches:
@@ -139,6 +143,52 @@ def test_quality_is_kept_by_hour_of_the_stream_for_two_days() -> None:
     assert [each.ranked for each in hours] == [1] * 18 + [2] + [1] * 29  # the late one too
     assert hours[-1].hour_ms - hours[0].hour_ms == 47 * 3_600_000
     assert hours[0].hour_ms % 3_600_000 == 0
+
+
+def test_a_model_frozen_when_the_period_began_ranks_the_same_events() -> None:
+    batches = checkerboard(640)
+    first_ms, last_ms = int(batches[0].ts_ms[0]), int(batches[-1].ts_ms[-1])
+    freeze_ms = (last_ms - first_ms) // 3
+    ranked, twin = Ranked(1.0, freeze_ms=freeze_ms), model(GraphConfig())
+    period, froze, n, gains = first_ms // freeze_ms, 0, 0, 0.0
+    for number, batch in enumerate(batches):
+        if (now := int(batch.ts_ms.max()) // freeze_ms) > period:
+            period, froze = now, froze + 1
+            twin.restore(ranked.model.state())
+        if number == len(batches) - 5:  # erased since
+            twin.forget(1)
+            ranked.prequential.forget(1)
+        view = ranked.learner.graph.view(batch)
+        some = np.flatnonzero(view.positive)
+        if froze:
+            ranks = rank_targets(
+                twin.score(view, some), view.items[some], *rows_of(*view.seen(), some)
+            )
+            n += some.size
+            gains += (1 / np.log2(1 + ranks[ranks <= 10])).sum()
+        ranked.follow([batch])
+    hours = ranked.prequential.hours
+    assert froze >= 2
+    assert sum(each.frozen_ranked for each in hours) == n < sum(each.ranked for each in hours)
+    assert sum(each.frozen_gain for each in hours) == pytest.approx(gains)
+    assert gains > 0
+
+
+def test_after_a_restart_the_model_is_frozen_as_it_came_back() -> None:
+    batches = checkerboard(320)
+    before = Ranked(1.0).follow(batches[:10])
+    after = Ranked(1.0)
+    after.learner, after.model = before.learner, before.model
+    after.prequential = Prequential(
+        before.model, share=1.0, seed=0, twin=lambda: model(GraphConfig())
+    )
+    after.prequential.restore(before.prequential.state())
+    assert sum(each.frozen_ranked for each in after.prequential.hours) == 0
+    first = after.follow(batches[10:11]).prequential.hours
+    newer = sum(each.ranked for each in first) - before.prequential.hit_ratio.n
+    assert sum(each.frozen_ranked for each in first) == newer > 0
+    gained = sum(each.gain for each in first) - sum(each.gain for each in before.prequential.hours)
+    assert sum(each.frozen_gain for each in first) == pytest.approx(gained)  # nothing was learned
 
 
 def test_a_step_without_positives_says_nothing() -> None:

@@ -260,6 +260,14 @@ def test_feedback_visibly_changes_the_list_and_the_history(page: Page, learning:
 
 
 @pytest.mark.slow
+def test_the_document_of_the_api_has_its_style_and_takes_no_other(
+    light: Page, still: tuple[str, MemoryTable]
+) -> None:
+    light.goto(f"{still[0]}/docs")
+    width = "getComputedStyle(document.body).maxWidth"
+    assert light.evaluate(width) == "960px"
+
+
 def test_a_name_that_looks_like_markup_is_text(light: Page, learning: str) -> None:
     light.goto(f"{learning}/#/users/{HOSTILE}")
     expect(light.locator(".history .id").first).to_have_text(HOSTILE)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.catalogue import Catalogue, Mirror
-from serving.index import Index
+from serving.index import RECALL, Index
 from serving.rows import Barrier, ItemRows, Layout
 from serving.table import MemoryTable, Update
 from tests.serving.world import ask, following, has_step, ids, until, update, user
@@ -52,6 +52,30 @@ def test_a_search_finds_most_of_the_best_hundred() -> None:
     index = Index(catalogue)
     assert index.looked_into < index.cells
     assert recall(index, catalogue) >= 0.95
+
+
+def test_in_clumps_too_most_are_found_on_average() -> None:
+    # A search finds all of a clump or little of it, so what some searches find says little of all.
+    rng, n, clumps = np.random.default_rng(4), 20_000, 250
+    centres = rng.standard_normal((clumps, 32)).astype(np.float32)
+
+    def around(n: int) -> NDArray[np.float32]:
+        at = centres[rng.integers(0, clumps, n)]
+        return at + np.float32(0.3) * rng.standard_normal((n, 32)).astype(np.float32)
+
+    table, zeros = MemoryTable(), np.zeros(n, np.int64)
+    table.begin(Layout(dim=32))
+    names = [f"{row:05d}" for row in range(n)]
+    items = ItemRows(names, around(n), zeros.astype(np.float32), np.zeros((n, 0)), zeros)
+    table.publish(Update(barrier=Barrier(1, 0, 0), items=items))
+    table.flip()
+    catalogue = Mirror(table.reader()).catalogue
+    index = Index(catalogue)
+    hits = [
+        len({*best(catalogue, one, 100)} & {*index.candidates(one, 100).tolist()})
+        for one in around(300)
+    ]
+    assert sum(hits) / 30_000 >= RECALL
 
 
 def test_items_change_come_and_go_in_place() -> None:

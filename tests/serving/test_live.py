@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,8 @@ class Halting(MemoryTable):
         self.reached = threading.Event()
         self.goes_on = threading.Event()
 
-    def reader(self) -> Any:
-        return _HaltingReader(self, super().reader())
+    def reader(self, epoch: int | None = None) -> Any:
+        return _HaltingReader(self, super().reader(epoch))
 
 
 class _HaltingReader:
@@ -245,6 +246,48 @@ def test_a_pinned_model_answers() -> None:
         until(live, has_step(5), "the first model")
         table.pin(None)
         until(live, has_step(6), "the second model again")
+
+
+def test_models_that_are_named_are_followed_besides() -> None:
+    table = published(update(5, users=user("u", [1, 0])))
+    with following(table) as live:
+        first = live.copy
+        assert first is not None
+        live.also([first.epoch])
+        assert not live.others  # it is the one in view
+        publish(table, update(6))
+        until(live, has_step(6), "the second model")
+        assert live.copy_of(first.epoch) is first  # it is not read again
+        first.read(["u"])
+        table.publish(update(7, gone_users=["u"]))
+        until(live, lambda _: first.user("u") is None, "the user to be forgotten")
+        table.pin(first.epoch)
+        until(live, has_step(5), "the first model again")
+        assert live.copy is first
+        live.also([first.epoch + 1, 99])
+        assert live.copy_of(99) is None
+        other = live.copy_of(first.epoch + 1)
+        assert other is not None
+        assert other.catalogue.barrier.step == 7
+        live.also([])
+        assert live.copy_of(first.epoch + 1) is None
+
+
+def test_a_model_that_runs_out_is_let_go_and_the_one_in_view_goes_on(
+    redis_table: Callable[[], RedisTable], caplog: pytest.LogCaptureFixture
+) -> None:
+    table = redis_table()
+    first = publish(table).reader().epoch
+    second = publish(table).reader().epoch
+    with following(redis_table()) as live:
+        live.also([first])
+        assert live.copy_of(first) is not None
+        (nodes, prefix) = table._nodes, table._namespace
+        nodes.run([("UNLINK", f"{prefix}:e{first}:barrier")])
+        until(live, lambda live: not live.others, "the first model to be let go")
+        assert live.copy_of(first) is None
+        assert (live.state().epoch, live.away) == (second, False)
+    assert f"the model of epoch {first} is gone" in caplog.text
 
 
 def test_a_layout_may_change_with_the_model() -> None:

@@ -159,6 +159,23 @@ def test_what_one_process_pins_another_is_given_until_it_is_gone(
     assert [(each.epoch, each.in_view) for each in learner.epochs()] == [(newest, True)]
 
 
+def test_an_epoch_that_is_named_outlives_whoever_named_it(redis_settings: RedisSettings) -> None:
+    first = flipped(open_table(redis_settings)).reader().epoch
+    operator = open_table(redis_settings)
+    operator.keep([first])
+    operator.close()
+    for _ in range(3):
+        flipped(open_table(redis_settings))  # a learner that begins anew each time
+    nodes = RedisNodes(
+        redis_settings.url, password=redis_settings.password, ca_file=redis_settings.ca_file
+    )
+    names = ["barrier", "layout", "{u:712}", "{u:712}:seen", "{i:5239}", "weights"]
+    keys = [f"{redis_settings.namespace}:e{first}:{name}" for name in names]
+    assert nodes.run([("TTL", key) for key in keys]) == [-1] * len(keys)
+    reader = open_table(redis_settings).reader(first)
+    assert (reader.epoch, reader.users(["712"]).ids) == (first, ["712"])
+
+
 def test_a_flip_that_failed_half_way_names_no_epoch_that_never_came_into_view(
     redis_table: Connect, client: redis.Redis, namespace: str
 ) -> None:

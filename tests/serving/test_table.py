@@ -353,12 +353,28 @@ def test_the_newest_two_epochs_and_the_pinned_one_are_kept(table: Table) -> None
     kept = [each.epoch for each in table.epochs()]
     assert kept == [epochs[0] + 3, epochs[0] + 2, epochs[0]]
     assert table.reader().epoch == epochs[0]
-    with pytest.raises(TableError, match=f"epoch {epochs[0] + 1} is not kept: .* pinned are"):
+    with pytest.raises(TableError, match=f"epoch {epochs[0] + 1} is not kept: .* there are"):
         table.pin(epochs[0] + 1)
     assert table.reader().epoch == epochs[0]
     table.pin(kept[1])
     published(table, at_step(5))
     assert [each.epoch for each in table.epochs()] == [epochs[0] + 4, epochs[0] + 3, kept[1]]
+
+
+def test_epochs_that_are_named_are_kept_and_read_until_they_are_not(table: Table) -> None:
+    first = published(table, at_step(1)).epoch
+    table.keep([first])
+    for step in (2, 3, 4):
+        newest = published(table, at_step(step)).epoch
+    assert [each.epoch for each in table.epochs()] == [newest, newest - 1, first]
+    named = table.reader(first)
+    assert (named.epoch, named.users(["712"]).vectors[0, 0]) == (first, 1)
+    assert table.reader().epoch == newest
+    table.keep([])
+    published(table, at_step(5))
+    assert [each.epoch for each in table.epochs()] == [newest + 1, newest]
+    with pytest.raises(TableError, match=f"epoch {first} is not kept: .* there are"):
+        table.reader(first)
 
 
 ids = st.sampled_from(["1", "2", "ü{}:seen", "1}:seen"])

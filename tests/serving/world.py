@@ -12,6 +12,8 @@ import numpy as np
 from deploy.service import wait_until
 from serving.api.reads import routes
 from serving.api.routes import Call
+from serving.experiments.enrolling import Enrolment
+from serving.experiments.store import MemoryStore, Store
 from serving.live import Live
 from serving.rows import Barrier, Count, Covisited, ItemRows, Layout, UserRows
 from serving.table import MemoryTable, Table, Update
@@ -75,8 +77,10 @@ def following(table: Table, *, stale_s: float = 1e10, **options: Any) -> Live:
 class Asking:
     """Asks the handlers of one process, as the app does."""
 
-    def __init__(self, live: Live, **options: Any) -> None:
-        self._routes = {(each.method, each.path): each for each in routes(live, **options)}
+    def __init__(self, live: Live, store: Store | None = None, **options: Any) -> None:
+        self.enrolment = Enrolment(store or MemoryStore(), live.also)
+        made = routes(live, self.enrolment, **options)
+        self._routes = {(each.method, each.path): each for each in made}
 
     def __call__(self, path: str, *, body: Any = None, **query: Any) -> Awaitable[Any]:
         """Ask for a path, such as ``/v1/recommendations/{user}`` with ``user`` in the query."""

@@ -93,7 +93,7 @@ class Desk:
 
     def work(self) -> Accounting:
         """Return what became of all records that there are now, when it is known."""
-        n_records = len(self._all(INTERACTIONS))
+        n_records, accounting = len(self._all(INTERACTIONS)), Accounting()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._thread.is_alive():
             commits = read_commits(self._kafka, "stream").values()

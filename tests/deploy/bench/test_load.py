@@ -9,7 +9,8 @@ from itertools import count
 
 import pytest
 
-from deploy.bench.load import closed_load, get, open_load, post
+from deploy.bench.load import Answer, closed_load, get, loading, open_load, post
+from deploy.service import free_port, wait_until
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -86,3 +87,28 @@ def test_bodies_are_sent_whole(port: int) -> None:
     requests = [post("/", b"{}"), post("/", b"{} ")]
     answers = open_load(port, requests, rate=50, seconds=1, connections=2)
     assert answers.statuses == {202: 25, 400: 25}
+
+
+def test_a_rate_that_rises_sends_half_as_much_meanwhile(port: int) -> None:
+    answers = open_load(port, [get("/ok")], rate=200, seconds=1.0, ramp_s=0.5, connections=2)
+    assert answers.statuses == {200: 150}
+
+
+def test_a_load_goes_on_while_something_else_is_done_and_each_answer_is_looked_at(
+    port: int,
+) -> None:
+    seen: list[Answer] = []
+    requests = [get("/ok"), get("/full")]
+    with loading(port, requests, rate=200, connections=2, look=seen.append) as answers:
+        wait_until(lambda: len(seen) >= 100, 60.0, "answers")
+    assert len(seen) == answers.statuses.total() >= 100
+    assert answers.statuses[200] - answers.statuses[503] in (0, 1)
+    assert all(each.body == b"x" * 3_000 and each.due_s <= each.came_s for each in seen)
+
+
+def test_a_load_on_nobody_is_told() -> None:
+    with (
+        pytest.raises(ConnectionError),
+        loading(free_port(), [get("/ok")], rate=10, connections=1, look=print),
+    ):
+        pass

@@ -125,6 +125,8 @@ def server(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for role in Role
     }
     keys["slow"] = new_key(folder / "keys.json", "slow", "reader", requests_per_s=0.01)
+    for name in ("lists", "events"):
+        keys[name] = new_key(folder / "keys.json", name, "writer", requests_per_s=0.01)
     settings = checked(settings)
     api = build(settings, open_table(table), LogSink(MemoryLog()))
     started: list[tuple[Any, asyncio.AbstractEventLoop]] = []
@@ -585,6 +587,25 @@ def test_who_asks_too_often_keeps_nobody_else_out(server: Attacked) -> None:
     assert [answer.status for answer in answers] == [200, 429, 429, 429, 429]
     assert 1 <= int(answers[1].headers["retry-after"]) <= 100
     assert server.ask("/v1/status").status == 200
+
+
+MANY_LISTS = b'{"requests":[%s]}' % b",".join([b'{"user":"u"}'] * 500)
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "body", "counted"),
+    [
+        ("lists", "/v1/recommendations:batch", MANY_LISTS, 500),
+        ("events", "/v1/feedback", b"[%s]" % (b" " * 3 * 16_384), 4),
+    ],
+)
+def test_much_in_one_request_counts_as_much(
+    server: Attacked, role: str, path: str, body: bytes, counted: int
+) -> None:
+    assert server.ask(path, method="POST", role=role, body=body).status in {200, 202}
+    again = server.ask(path, method="POST", role=role, body=body)
+    assert again.status == 429
+    assert int(again.headers["retry-after"]) > 100 * (counted - 1)  # the limit is one in 100 s
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])

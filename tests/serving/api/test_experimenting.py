@@ -14,12 +14,19 @@ from serving.api.problems import Problem
 from serving.api.routes import Principal, Role
 from serving.experiments.redis_store import RedisStore
 from serving.experiments.store import MemoryStore
+from serving.redis_table import open_table
+from serving.table import MemoryTable
 from stream.settings import RedisSettings, ServingSettings
+from tests.serving.world import publish
 
 ASKED: dict[str, Any] = {
     "name": "newer-model",
     "arms": [{"name": "today"}, {"name": "new", "model": 3}, {"name": "tried", "shadow": True}],
 }
+
+
+def with_arm(**others: Any) -> dict[str, Any]:
+    return {"name": "o", "arms": [{"name": "today"}, {"name": "new", **others}]}
 
 
 class Guard:
@@ -34,7 +41,10 @@ class Guard:
 
 @pytest.fixture
 def client() -> falcon.testing.TestClient:
-    app = create_app(routes(MemoryStore()), Guard(), ServingSettings())
+    table = MemoryTable()
+    for _ in range(3):
+        publish(table)
+    app = create_app(routes(MemoryStore(), table), Guard(), ServingSettings())
     return falcon.testing.TestClient(app, headers={"x-api-key": "OPERATOR"})
 
 
@@ -63,6 +73,11 @@ def test_an_experiment_is_started_watched_and_stopped(client: falcon.testing.Tes
         ("POST", "/v1/experiments", {**ASKED, "name": "Other"}, 400, "invalid-request"),
         ("POST", "/v1/experiments", {**ASKED, "name": "o", "share": 2}, 400, "invalid-request"),
         ("POST", "/v1/experiments", {"name": "o"}, 400, "invalid-request"),
+        ("POST", "/v1/experiments", with_arm(model=9), 409, "experiment-refused"),
+        ("POST", "/v1/experiments", with_arm(rules="v2"), 400, "invalid-request"),
+        ("POST", "/v1/experiments", with_arm(settings={"mmr": 1}), 400, "invalid-request"),
+        ("POST", "/v1/experiments", with_arm(settings={"diversity": "1"}), 400, "invalid-request"),
+        ("POST", "/v1/experiments", with_arm(settings={"diversity": 1.1}), 400, "invalid-request"),
         ("POST", "/v1/experiments/none/stop", None, 404, "unknown-experiment"),
         ("GET", "/v1/experiments/none/results", None, 404, "unknown-experiment"),
         ("GET", "/v1/experiments/%7Bx%7D/results", None, 404, "unknown-experiment"),
@@ -85,8 +100,8 @@ def test_only_an_operator_starts_and_stops(client: falcon.testing.TestClient) ->
 
 
 def test_without_its_redis_the_api_says_so(unused_tcp: int) -> None:
-    store = RedisStore(RedisSettings(url=f"redis://127.0.0.1:{unused_tcp}"))
-    app = create_app(routes(store), Guard(), ServingSettings())
+    away = RedisSettings(url=f"redis://127.0.0.1:{unused_tcp}")
+    app = create_app(routes(RedisStore(away), open_table(away)), Guard(), ServingSettings())
     client = falcon.testing.TestClient(app, headers={"x-api-key": "OPERATOR"})
     for answer in (client.get("/v1/experiments"), client.post("/v1/experiments", json=ASKED)):
         assert answer.status_code == 503

@@ -63,6 +63,61 @@ def test_no_span_of_time_sees_more_than_the_bucket_and_what_came_in(
             assert last - first + 1 <= allowed + 1e-6
 
 
+@given(
+    rate_per_s=st.sampled_from([0.5, 1.0, 3.0, 40.0]),
+    asked=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 200)), min_size=1, max_size=60),
+)
+def test_much_at_once_gets_no_more_than_one_by_one_but_for_the_last(
+    rate_per_s: float, asked: list[tuple[float, int]]
+) -> None:
+    bucket = Bucket(rate_per_s, 0.0)
+    now_s = 0.0
+    let: list[tuple[float, int]] = []
+    for gap_s, n in asked:
+        now_s += gap_s
+        if bucket.take(now_s) == 0:
+            bucket.charge(n - 1)
+            let.append((now_s, n))
+    for first in range(len(let)):
+        for last in range(first, len(let)):
+            allowed = capacity(rate_per_s) + rate_per_s * (let[last][0] - let[first][0])
+            assert sum(n for _, n in let[first:last]) + 1 <= allowed + 1e-6
+
+
+def test_what_is_owed_is_paid_to_redis_before_any_process_goes_on(redis_url: str) -> None:
+    table, clock = settings(redis_url), Clock()
+
+    async def run() -> None:
+        one, other = Limits(table, clock=clock), Limits(table, clock=clock)
+        assert await one.take("a", 1) == 0.0
+        one.charge("a", 1, 3_000)
+        wait_s = await one.take("a", 1)
+        assert 2_900 < wait_s <= 3_001
+        assert 2_900 < await other.take("a", 1) <= 3_001
+        assert await other.take("b", 1) == 0.0
+        clock.now_s += wait_s  # Redis's clock did not go on, so it says the same
+        assert 2_900 < await one.take("a", 1) <= 3_001
+        for each in (one, other):
+            each.close()
+
+    asyncio.run(run())
+    with redis.Redis.from_url(redis_url) as client:
+        left_ms = [client.pttl(key) for key in client.scan_iter(f"{table.namespace}:limit:*")]
+        assert max(left_ms) > 2_900_000  # a key that ends is a debt forgiven
+
+
+def test_what_is_charged_is_taken_from_the_share_first(redis_url: str) -> None:
+    async def run() -> None:
+        limits = Limits(settings(redis_url), clock=Clock())
+        assert await limits.take("a", 100) == 0.0  # of a share of ten
+        limits.charge("a", 100, 9)
+        assert limits._shares["a", 100].left == 0
+        assert limits._shares["a", 100].owed == 0
+        limits.close()
+
+    asyncio.run(run())
+
+
 def test_in_memory_names_are_counted_apart_and_wait_as_told() -> None:
     clock = Clock()
 

@@ -11,17 +11,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.api import operating
 from serving.api.app import create_app
+from serving.api.metrics import Metrics
 from serving.api.problems import Problem
 from serving.api.routes import Principal, Role, Route
 from serving.catalogue import PAIRS
 from serving.live import Live
 from serving.rows import Barrier, Count, ItemRows, Layout
-from serving.table import MemoryTable, Update
+from serving.table import MemoryTable, Reader, Update
 from stream.errors import TableError
 from stream.settings import ServingSettings
 
 NOW_MS = 1_700_000_000_000
-HOURS = [{"hour_ms": 3_600_000, "ranked": 4, "hit_ratio_at_10": 0.5, "ndcg_at_10": 0.25}]
+HOURS = [
+    {
+        "hour_ms": 3_600_000,
+        "ranked": 4,
+        "hit_ratio_at_10": 0.5,
+        "ndcg_at_10": 0.25,
+        "frozen_ndcg_at_10": 0.125,
+    }
+]
 DRIFTS = [{"signal": "loss", "at_ms": 7_200_000, "event": 12}]
 STAGE = {"bounds_s": [0.1, 1.0], "counts": [3, 1, 0], "sum_s": 0.9}
 REPORT = {
@@ -58,10 +67,10 @@ class Table(MemoryTable):
 
     away = False
 
-    def reader(self):  # type: ignore[no-untyped-def] # as the base
+    def reader(self, epoch: int | None = None) -> Reader:
         if self.away:
             raise TableError("the Redis at redis://10.1.2.3:6379 does not answer")
-        return super().reader()
+        return super().reader(epoch)
 
     def epochs(self):  # type: ignore[no-untyped-def] # the same
         if self.away:
@@ -77,7 +86,7 @@ class System:
         self.now_ms = NOW_MS
         self.live = Live(self.table, stale_s=60.0, now_ms=lambda: self.now_ms)
         self.guard = Guard()
-        metrics = operating.Metrics(self.live)
+        metrics = Metrics(self.live)
         routes = operating.routes(self.live, self.table, metrics)
         slow = Route(method="GET", path="/v1/x/{y}", handler=self.fail, summary="")
         app = create_app([*routes, slow], self.guard, ServingSettings(), observe=metrics.observe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from serving.api.limits import Limits
 from serving.api.problems import Problem
-from serving.api.routes import Principal, Role
+from serving.api.routes import COUNTED_BYTES, Call, Principal, Role, Route
 from serving.api.security import LOOK_S, Guard
 from serving.keys import new_key, revoke_key
 from stream.errors import BadSettings
@@ -373,3 +373,59 @@ def test_a_file_that_may_not_be_read_opens_nothing(tmp_path: Path) -> None:
     (tmp_path / "keys.json").mkdir()
     with pytest.raises(BadSettings, match="cannot read"):
         Guard(settings(tmp_path))
+
+
+def test_a_token_that_was_taken_holds_until_its_end_whoever_shows_it(tmp_path: Path) -> None:
+    clock = Clock()
+    guard = Guard(hs256(tmp_path), clock=clock)
+    taken = bearer(token({"exp": clock() + 60, "jti": "once"}))
+    for agent in ("its owner", "a thief"):
+        assert admit(guard, taken | {"user-agent": agent}, Role.WRITER).name == "ann"
+    clock.now_s += 66
+    assert refused(guard, taken).status == 401
+
+
+# What much at once counts
+
+
+def test_a_request_that_brings_much_counts_as_several(tmp_path: Path) -> None:
+    clock = Clock()
+    given = settings(tmp_path, requests_per_s=10.0)
+    key = new_key(tmp_path / "keys.json", "ann", "writer")
+    guard = Guard(given, Limits(clock=clock), clock=clock)
+    shown = {"x-api-key": key}
+
+    async def handler(call: Call) -> int:
+        return len(call.body)
+
+    def ask(body: Any, **how: Any) -> None:
+        admit(guard, shown)
+        route = Route(method="POST", path="/x", handler=handler, summary="", body=bytes, **how)
+        call = Call(body=body, headers=shown)
+        assert asyncio.run(_awaited(guard.charged(route).handler(call))) == len(body)
+
+    ask(b" " * COUNTED_BYTES)
+    ask(b" " * (4 * COUNTED_BYTES + 1))
+    ask([1, 2, 3, 4], counts=len)  # one and five and four are ten
+    refusal = refused(guard, shown)
+    assert (refusal.status, refusal.headers["Retry-After"]) == (429, "1")
+    clock.now_s += 1.0
+    ask([0] * 61, counts=len)
+    assert refused(guard, shown).headers["Retry-After"] == "6"
+
+
+def test_where_no_keys_are_set_up_nothing_is_charged(tmp_path: Path) -> None:
+    guard = Guard(settings(tmp_path, requests_per_s=1.0))
+
+    async def handler(_: Call) -> str:
+        return "done"
+
+    route = Route(method="POST", path="/x", handler=handler, summary="", body=bytes)
+    for _ in range(3):
+        admit(guard, LOCAL)
+        call = Call(body=bytes(100_000), headers=LOCAL)
+        assert asyncio.run(_awaited(guard.charged(route).handler(call))) == "done"
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer

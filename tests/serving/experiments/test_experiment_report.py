@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from serving.experiments.assignment import Arm, Assigner, Experiment
+from serving.experiments.assignment import Arm, Assigner, Experiment, ListSettings
 from serving.experiments.registry import Entry
 from serving.experiments.report import headline, page
 from serving.experiments.results import Fold, Results
 from stream.events import Feedback
 
 START_MS = 1_650_000_000_000
-ARMS = (Arm(name="today"), Arm(name="new", model=3, settings={"mmr": 0.5}))
+ARMS = (Arm(name="today"), Arm(name="new", model=3, settings=ListSettings(diversity=0.5)))
 
 
 def found(effect: float, n: int = 1_500, **others: Any) -> Results:
@@ -92,8 +92,8 @@ def test_a_broken_split_is_said_before_anything_else() -> None:
         found(0.3),
         found(0.0, n=0),
         found(0.1, n=50),
-        found(0.2, arms=(*ARMS, Arm(name="third", rules="<b>"), Arm(name="tried", shadow=True))),
-        found(0.2, arms=(ARMS[0], Arm(name="tried", shadow=True)), strata="country"),
+        found(0.2, arms=(*ARMS, Arm(name="third"), Arm(name="tried", shadow=True))),
+        found(0.2, arms=(ARMS[0], Arm(name="tried", shadow=True)), strata="<b>"),
         found(0.2, design="interleave"),
     ],
     ids=["effect", "nothing", "little", "three arms", "shadow alone", "mixed"],

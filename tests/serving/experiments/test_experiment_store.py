@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import msgspec
 import pytest
 
 from deploy.service import free_port, wait_until
-from serving.experiments.assignment import Arm, Experiment
+from serving.experiments.assignment import Arm, Experiment, ListSettings
 from serving.experiments.enrolling import Enrolment
 from serving.experiments.redis_store import RedisStore
 from serving.experiments.registry import (
@@ -18,12 +19,16 @@ from serving.experiments.registry import (
     UnknownExperiment,
 )
 from serving.experiments.store import MemoryStore, Store
+from serving.table import MemoryTable
 from stream.errors import BadSettings, TableError
 from stream.settings import RedisSettings
 
+TABLE = MemoryTable()
 
-def asked(name: str, **settings: float) -> Experiment:
-    new = Arm(name="new", settings={**(settings or {name: 1.0})})
+
+def asked(name: str, **settings: Any) -> Experiment:
+    """Return an experiment; without settings one that does not get in the way of others."""
+    new = Arm(name="new", settings=ListSettings(**settings))
     return Experiment(name=name, arms=(Arm(name="today"), new))
 
 
@@ -89,35 +94,35 @@ def test_one_collector_holds_the_lease(store: Store) -> None:
 def test_an_experiment_is_started_and_stopped_once(store: Store) -> None:
     registry = Registry(store)
     assert registry.read() == (0, [])
-    started = registry.start(asked("x"), at_ms=10, by="ada")
+    started = registry.start(asked("x"), TABLE, at_ms=10, by="ada")
     assert registry.get("x") == started
     assert registry.read().version == 1
-    stopped = registry.stop("x", at_ms=20, by="bob")
+    stopped = registry.stop("x", TABLE, at_ms=20, by="bob")
     assert (stopped.started_ms, stopped.stopped_ms, stopped.stopped_by) == (10, 20, "bob")
-    assert registry.stop("x", at_ms=30, by="eve") == stopped
+    assert registry.stop("x", TABLE, at_ms=30, by="eve") == stopped
     assert registry.read().version == 2
     with pytest.raises(ExperimentRefused, match="choose a new name"):
-        registry.start(asked("x"), at_ms=40, by="ada")
+        registry.start(asked("x"), TABLE, at_ms=40, by="ada")
     with pytest.raises(UnknownExperiment, match="no experiment 'y'; known are x"):
-        registry.stop("y", at_ms=40, by="ada")
+        registry.stop("y", TABLE, at_ms=40, by="ada")
 
 
 def test_two_experiments_cannot_decide_the_same(store: Store) -> None:
     registry = Registry(store)
-    registry.start(asked("x", diversity=0.1), at_ms=1, by="")
-    registry.start(asked("y", freshness=0.1), at_ms=1, by="")
+    registry.start(asked("x", diversity=0.1), TABLE, at_ms=1, by="")
+    registry.start(asked("y", leave_out_seen=False), TABLE, at_ms=1, by="")
     with pytest.raises(ExperimentRefused, match=r"'x' runs and differs in settings\.diversity"):
-        registry.start(asked("z", diversity=0.9), at_ms=1, by="")
-    shadow = Arm(name="s", shadow=True, settings={"diversity": 0.9})
-    registry.start(Experiment(name="z", arms=(Arm(name="today"), shadow)), at_ms=1, by="")
-    registry.stop("x", at_ms=2, by="")
-    registry.start(asked("again", diversity=0.9), at_ms=3, by="")
+        registry.start(asked("z", diversity=0.9), TABLE, at_ms=1, by="")
+    shadow = Arm(name="s", shadow=True, settings=ListSettings(diversity=0.9))
+    registry.start(Experiment(name="z", arms=(Arm(name="today"), shadow)), TABLE, at_ms=1, by="")
+    registry.stop("x", TABLE, at_ms=2, by="")
+    registry.start(asked("again", diversity=0.9), TABLE, at_ms=3, by="")
 
 
 def test_no_start_is_lost_when_many_start_at_once(store: Store) -> None:
     names = [f"x{n}" for n in range(5)]
     threads = [
-        threading.Thread(target=Registry(store).start, args=[asked(name)],
+        threading.Thread(target=Registry(store).start, args=[asked(name), TABLE],
                          kwargs={"at_ms": 1, "by": name})
         for name in names
     ]  # fmt: skip
@@ -138,13 +143,13 @@ class Contested(MemoryStore):
     def replace(self, old: bytes | None, new: bytes) -> bool:
         if self.contested:
             self.contested = False
-            Registry(self).start(asked("theirs"), at_ms=1, by="")
+            Registry(self).start(asked("theirs"), TABLE, at_ms=1, by="")
         return super().replace(old, new)
 
 
 def test_a_start_that_somebody_was_faster_than_is_done_again_on_theirs() -> None:
     store = Contested()
-    Registry(store).start(asked("ours"), at_ms=2, by="")
+    Registry(store).start(asked("ours"), TABLE, at_ms=2, by="")
     names = [entry.experiment.name for entry in Registry(store).read().entries]
     assert names == ["theirs", "ours"]
 
@@ -152,9 +157,9 @@ def test_a_start_that_somebody_was_faster_than_is_done_again_on_theirs() -> None
 def test_not_too_many_run() -> None:
     registry = Registry(MemoryStore())
     for n in range(MAX_RUNNING):
-        registry.start(asked(f"x{n}"), at_ms=1, by="")
+        registry.start(asked(f"x{n}"), TABLE, at_ms=1, by="")
     with pytest.raises(ExperimentRefused, match="stop one first"):
-        registry.start(asked("more"), at_ms=1, by="")
+        registry.start(asked("more"), TABLE, at_ms=1, by="")
 
 
 @pytest.mark.parametrize("raw", [b"{", b'{"v":9,"version":1,"entries":[]}'])
@@ -168,16 +173,16 @@ def test_what_another_version_wrote_is_not_guessed_at(raw: bytes) -> None:
 def test_an_enrolment_follows_the_store_by_itself(store: Store) -> None:
     with Enrolment(store) as enrolment:
         assert enrolment.meet("712", at_ms=1) == []
-        Registry(store).start(asked("x"), at_ms=1, by="")
+        Registry(store).start(asked("x"), TABLE, at_ms=1, by="")
         wait_until(lambda: bool(enrolment.meet("712", at_ms=5)), 30, "the experiment")
         wait_until(lambda: store.exposed("x", 0) == [("712", 5)], 30, "the experiment")
-        Registry(store).stop("x", at_ms=9, by="")
+        Registry(store).stop("x", TABLE, at_ms=9, by="")
         wait_until(lambda: not enrolment.meet("713", at_ms=9), 30, "the experiment")
 
 
 def test_an_enrolment_goes_on_without_its_store_and_loses_no_exposure() -> None:
     store, away = MemoryStore(), RedisStore(RedisSettings(url=f"redis://127.0.0.1:{free_port()}"))
-    Registry(store).start(asked("x"), at_ms=1, by="")
+    Registry(store).start(asked("x"), TABLE, at_ms=1, by="")
     enrolment = Enrolment(store)
     enrolment.refresh()
     (before,) = enrolment.meet("712", at_ms=5)

@@ -12,19 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.experiments.assignment import Arm, Assigner, Experiment
+from serving.experiments.assignment import Arm, Assigner, Experiment, ListSettings
 from serving.experiments.enrolling import Enrolment
 from serving.experiments.registry import Entry, Registry
 from serving.experiments.results import GRACE_MS, Collector, Fold, State, results_of
 from serving.experiments.statistics import Moments
 from serving.experiments.store import MemoryStore
+from serving.table import MemoryTable
 from stream.events import Erasure, Feedback, Label, encode
 from stream.log import MemoryLog
 from stream.topics import FEEDBACK
 
 START_MS = 1_650_000_000_000
 HOUR_MS = 3_600_000
-ARMS = (Arm(name="today"), Arm(name="new", model=3))
+ARMS = (Arm(name="today"), Arm(name="new", settings=ListSettings(diversity=0.3)))
 KINDS: tuple[Label, ...] = ("explicit_positive", "implicit_positive", "implicit_negative")
 
 
@@ -126,7 +127,7 @@ class World:
         self.store = MemoryStore()
         self.log = MemoryLog(2)
         self.asked = experiment(**others)
-        Registry(self.store).start(self.asked, at_ms=START_MS, by="op")
+        Registry(self.store).start(self.asked, MemoryTable(), at_ms=START_MS, by="op")
         self.enrolment = Enrolment(self.store)
         self.enrolment.refresh()
 
@@ -195,7 +196,9 @@ def test_a_mixed_list_credits_the_arm_whose_items_are_liked() -> None:
 
 
 def test_a_shadow_is_compared_and_gets_nobody() -> None:
-    world = World(arms=(ARMS[0], Arm(name="tried", shadow=True, settings={"mmr": 0.5})))
+    world = World(
+        arms=(ARMS[0], Arm(name="tried", shadow=True, settings=ListSettings(diversity=0.5)))
+    )
     for n in range(10):
         (enrolled,) = world.enrolment.meet(f"u{n}", at_ms=START_MS)
         assert enrolled.arm == ARMS[0]
