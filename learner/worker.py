@@ -161,7 +161,8 @@ class LearnerWorker:
         self._size = self.settings.micro_batch
         self._samples: list[tuple[NDArray[np.int64], float]] = []
         self._n_samples = 0
-        self._publish_at_s = self._lag_at_s = self._progress_at_s = self._save_at_s = 0.0
+        self._publish_at_s = self._spare_at_s = 0.0
+        self._lag_at_s = self._progress_at_s = self._save_at_s = 0.0
         self._saved_s = time.monotonic()
         self._describe_at_s = 0.0
         self._saving_erasures = self._saved_erasures = 0  # that every kept snapshot knows of
@@ -271,7 +272,9 @@ class LearnerWorker:
             self._lag_at_s = time.monotonic() + _LAG_S
         if self.following and now_s >= self._describe_at_s:
             self._describe()
-        if self.following and now_s >= self._publish_at_s:
+        # Where nothing waits to be learned, publishing takes no time from learning.
+        busy = self._in_hand or self.metrics.values["lag_records"]
+        if self.following and now_s >= (self._publish_at_s if busy else self._spare_at_s):
             self._publish()
         if now_s >= self._report_at_s:
             self._report(now_s)
@@ -386,6 +389,7 @@ class LearnerWorker:
         except TableError as error:
             ended = time.monotonic()
             self._publish_at_s = ended + max(self._retry_s, _TABLE_AWAY * (ended - started))
+            self._spare_at_s = self._publish_at_s
             self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
             if values["table_up"] or not values["table_errors"]:
                 _log.warning("publishing is held back until the table answers: %s", error)
@@ -395,9 +399,8 @@ class LearnerWorker:
             ended = time.monotonic()
             # As long as readers see nothing newer at all, one turn of each is enough.
             pause_s = _PUBLISHING * (ended - started) if self._publisher.in_view else 0.0
-            self._publish_at_s = max(
-                ended + pause_s, started + self.settings.publish_s if whole else 0.0
-            )
+            self._spare_at_s = started + self.settings.publish_s if whole else ended
+            self._publish_at_s = max(ended + pause_s, self._spare_at_s)
             self._retry_s = _RETRY_S[0]
             if not values["table_up"] and values["table_errors"]:
                 _log.info("the table answers again")

@@ -9,7 +9,7 @@ import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy import sparse
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from replay.baselines.base import Batch, liked
 from replay.baselines.retraining import EVERY_MS, Interactions, Schedule
