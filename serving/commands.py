@@ -141,7 +141,7 @@ def user(user_id: str, reader: Reader, *, as_json: bool) -> None:
         raise _unknown("user", user_id, reader)
     shown: dict[str, Any] = {"user_id": user_id, "vector": rows.vectors[0].tolist()}
     shown |= _age(int(rows.ts_ms[0]), int(rows.published_ms[0]), reader.barrier())
-    shown["seen"] = len(reader.seen(user_id))
+    shown["seen"] = len(reader.seen([user_id])[user_id])
     shown["recent"] = [
         {"item_id": item_id, "kind": Kind(kind).label, "ts_ms": ts_ms}
         for item_id, kind, ts_ms in rows.recent[0]

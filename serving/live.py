@@ -331,7 +331,7 @@ class Copy:
         catalogue, reader = self.catalogue, self.reader
         rows = reader.users(user_ids)
         said = reader.user_attributes(user_ids)
-        met = {user_id: reader.seen(user_id) for user_id in user_ids}
+        met = reader.seen(user_ids)
         at = {user_id: place for place, user_id in enumerate(rows.ids)}
         users = []
         for user_id in user_ids:

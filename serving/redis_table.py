@@ -561,9 +561,12 @@ class _RedisReader:
         known, values = self._rows(item_ids, self._keys.covisited)
         return dict(zip(known, map(decode_covisited, values), strict=True))
 
-    def seen(self, user_id: str) -> frozenset[str]:
-        _, (members,) = self._ask([("SMEMBERS", self._keys.seen(user_id))])
-        return frozenset(member.decode() for member in members)
+    def seen(self, user_ids: Sequence[str]) -> dict[str, frozenset[str]]:
+        _, answers = self._ask([("SMEMBERS", self._keys.seen(one)) for one in user_ids])
+        return {
+            one: frozenset(member.decode() for member in members)
+            for one, members in zip(user_ids, answers, strict=True)
+        }
 
     def weights(self) -> dict[str, NDArray[Any]]:
         _, (value,) = self._ask([("GET", self._keys.weights)])

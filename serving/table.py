@@ -157,8 +157,8 @@ class Reader(Protocol):
         """Return the lists of the items that have one."""
         ...
 
-    def seen(self, user_id: str) -> frozenset[str]:
-        """Return every item that the user has met."""
+    def seen(self, user_ids: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return every item that each user has met; none for a user who is not there."""
         ...
 
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -575,9 +575,9 @@ class _MemoryReader:
         found = self._find(item_ids, self._rows.covisited)
         return {item_id: decode_covisited(value) for item_id, value in found}
 
-    def seen(self, user_id: str) -> frozenset[str]:
+    def seen(self, user_ids: Sequence[str]) -> dict[str, frozenset[str]]:
         with self._lock:
-            return frozenset(self._rows.seen.get(user_id, ()))
+            return {one: frozenset(self._rows.seen.get(one, ())) for one in user_ids}
 
     def weights(self) -> dict[str, NDArray[Any]]:
         return decode_weights(self._rows.weights)

@@ -85,7 +85,7 @@ class System:
         try:
             reader = RedisTable(self.url, namespace=self.namespace).reader()
             rows = list(reader.users([user]).ids)
-            return rows, set(reader.seen(user)), reader.user_attributes([user])
+            return rows, set(reader.seen([user])[user]), reader.user_attributes([user])
         except TableError:
             return [], set(), {}
 

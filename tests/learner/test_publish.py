@@ -192,8 +192,8 @@ def test_seen_sets_grow_with_every_publish(live: Live) -> None:
     reader = live.published()
     for row, user_id in enumerate(live.user_ids):
         want = set(live.graph.items.ids_of(live.graph.seen.of(row)))
-        assert reader.seen(user_id) == want
-    assert "i1" in reader.seen("u0")
+        assert reader.seen([user_id])[user_id] == want
+    assert "i1" in reader.seen(["u0"])["u0"]
 
 
 def test_the_weights_of_the_counts_are_the_models(live: Live) -> None:
@@ -261,7 +261,7 @@ def everything(reader: Reader, live: Live) -> list[object]:
             item_id: (listed.item_ids, listed.weights.tolist())
             for item_id, listed in reader.covisited(live.item_ids).items()
         },
-        [reader.seen(user_id) for user_id in live.user_ids],
+        reader.seen(live.user_ids),
     ]  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def test_what_the_epoch_in_view_did_not_take_waits_too() -> None:
     assert reader.epoch == 1
     assert list(reader.users(["u30"]).ids) == ["u30"]
     assert list(reader.items(["i40"]).ids) == ["i40"]
-    assert reader.seen("u30") == {"i40"}
+    assert reader.seen(["u30"])["u30"] == {"i40"}
 
 
 def test_a_table_that_lost_its_rows_gets_all_of_them_again() -> None:
@@ -308,7 +308,9 @@ def test_a_table_that_lost_its_rows_gets_all_of_them_again() -> None:
     assert list(reader.users(live.user_ids).ids) == live.user_ids
     assert len(reader.covisited(live.item_ids)) == len(first.covisited(live.item_ids))
     for row, user_id in enumerate(live.user_ids):
-        assert reader.seen(user_id) == set(live.graph.items.ids_of(live.graph.seen.of(row)))
+        assert reader.seen([user_id])[user_id] == set(
+            live.graph.items.ids_of(live.graph.seen.of(row))
+        )
 
 
 def test_out_of_view_rows_go_out_in_parts_and_learning_goes_on_in_between() -> None:
@@ -327,7 +329,9 @@ def test_out_of_view_rows_go_out_in_parts_and_learning_goes_on_in_between() -> N
     assert list(reader.users(live.user_ids).ids) == live.user_ids
     assert list(reader.items(live.item_ids).ids) == live.item_ids
     for row, user_id in enumerate(live.user_ids):
-        assert reader.seen(user_id) == set(live.graph.items.ids_of(live.graph.seen.of(row)))
+        assert reader.seen([user_id])[user_id] == set(
+            live.graph.items.ids_of(live.graph.seen.of(row))
+        )
 
 
 def test_what_does_not_fit_in_one_update_comes_into_view_as_a_new_epoch() -> None:
@@ -350,7 +354,9 @@ def test_pairs_that_wait_are_bounded_and_none_is_lost() -> None:
         assert live.publisher._met._length <= 40
     reader = live.published()
     for row, user_id in enumerate(live.user_ids):
-        assert reader.seen(user_id) == set(live.graph.items.ids_of(live.graph.seen.of(row)))
+        assert reader.seen([user_id])[user_id] == set(
+            live.graph.items.ids_of(live.graph.seen.of(row))
+        )
 
 
 def test_a_table_is_not_asked_for_anything_before_the_first_write() -> None:

@@ -73,7 +73,7 @@ def assert_same_end(out: Path, undisturbed: tuple[Path, dict[str, Any]], end: An
     assert tables[0].item_ids() == tables[1].item_ids()
     users = open_users(there)
     assert tables[0].users(users).ids == tables[1].users(users).ids
-    assert [tables[0].seen(user) for user in users] == [tables[1].seen(user) for user in users]
+    assert tables[0].seen(users) == tables[1].seen(users)
 
 
 def open_users(out: Path) -> list[str]:

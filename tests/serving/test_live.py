@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +134,10 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
 
-    def seen(self, user_id: str) -> frozenset[str]:
+    def seen(self, user_ids: Sequence[str]) -> dict[str, frozenset[str]]:
         if self.fails:
             raise TableError("away")
-        found: frozenset[str] = self._reader.seen(user_id)
+        found: dict[str, frozenset[str]] = self._reader.seen(user_ids)
         return found
 
 
@@ -166,8 +166,8 @@ def test_a_user_who_changes_while_being_read_is_read_again() -> None:
     copy = Copy(reader)
     read = reader.seen
 
-    def seen(user_id: str) -> frozenset[str]:
-        found: frozenset[str] = read(user_id)
+    def seen(user_ids: Sequence[str]) -> dict[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = read(user_ids)
         copy.take(Changes("1", users=frozenset("u")))
         return found
 
@@ -186,8 +186,8 @@ def test_a_user_who_is_erased_while_being_read_is_not_kept() -> None:
     copy = Copy(reader)
     read = reader.seen
 
-    def seen(user_id: str) -> frozenset[str]:
-        found: frozenset[str] = read(user_id)
+    def seen(user_ids: Sequence[str]) -> dict[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = read(user_ids)
         copy.take(Changes("1", gone_users=frozenset("u")))
         return found
 

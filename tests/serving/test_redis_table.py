@@ -332,7 +332,7 @@ def test_more_rows_than_go_in_one_command_are_all_found(redis_settings: RedisSet
     found = table.reader().users(ids)
     assert found.ids == ids
     assert found.vectors[:, 0].tolist() == list(range(n_users))
-    assert table.reader().seen("1") == set(ids)
+    assert table.reader().seen(["1"])["1"] == set(ids)
 
 
 def test_an_operator_sees_how_much_is_published_and_how_old_it_is(

@@ -65,7 +65,7 @@ def ask(live: Live, items: Catalogue, user_ids: list[str]) -> list[Ranked]:
         Query(
             vector=vector,
             history=History.of(items, recent),
-            barred=items.rows(reader.seen(user_id)),
+            barred=items.rows(reader.seen([user_id])[user_id]),
         )
         for user_id, vector, recent in zip(users.ids, users.vectors, users.recent, strict=True)
     ]
@@ -84,7 +84,7 @@ def test_at_every_barrier_the_lists_of_its_users_are_the_learners() -> None:
         asked = sorted(users)
         for user_id, found in zip(asked, ask(live, items, asked), strict=True):
             want = live.scores(user_id)
-            seen = live.table.reader().seen(user_id)
+            seen = live.table.reader().seen([user_id])[user_id]
             assert_lists_agree(ids(items, found), want, seen)
             got = [want[one] for one in ids(items, found)]
             np.testing.assert_allclose(found.scores, got, atol=ROUNDING)
@@ -98,7 +98,7 @@ def test_after_all_was_published_every_users_list_is_the_learners() -> None:
     items = Mirror(live.table.reader()).catalogue
     asked = live.graph.users.ids_of(np.arange(live.graph.n_users))
     for user_id, found in zip(asked, ask(live, items, asked), strict=True):
-        seen = live.table.reader().seen(user_id)
+        seen = live.table.reader().seen([user_id])[user_id]
         assert_lists_agree(ids(items, found), live.scores(user_id), seen)
 
 
@@ -120,7 +120,7 @@ def test_rows_in_fp16_give_nearly_the_same_lists() -> None:
     asked = sorted(live.table.reader().users([f"u{n}" for n in range(40)]).ids)
     shared = []
     for user_id, found in zip(asked, ask(live, items, asked), strict=True):
-        want, seen = live.scores(user_id), live.table.reader().seen(user_id)
+        want, seen = live.scores(user_id), live.table.reader().seen([user_id])[user_id]
         got = [want[one] for one in ids(items, found)]
         np.testing.assert_allclose(found.scores, got, atol=0.01)
         best = sorted(want.keys() - seen, key=lambda one: -want[one])[:10]

@@ -65,7 +65,7 @@ def content(reader: Reader, user_ids: list[str]) -> dict[str, Any]:
             name: (list(row.item_ids), row.weights.tolist(), row.ts_ms)
             for name, row in reader.covisited(reader.item_ids()).items()
         },
-        "seen": {user_id: reader.seen(user_id) for user_id in user_ids},
+        "seen": reader.seen(user_ids),
         "weights": {name: array.tolist() for name, array in reader.weights().items()},
         "barrier": reader.barrier(),
     }
@@ -137,7 +137,7 @@ def test_a_new_epoch_starts_empty(table: Table) -> None:
     first = Update(barrier=BARRIER, users=users(("712", 1.0, 60)), seen={"712": ["5239"]})
     published(table, first)
     reader = published(table, Update(barrier=BARRIER, items=items(("17", 1.0, 1))))
-    assert reader.seen("712") == frozenset()
+    assert reader.seen(["712"])["712"] == frozenset()
     assert reader.users(["712"]).ids == []
 
 
@@ -214,7 +214,7 @@ def test_a_vector_that_cannot_be_stored_is_refused_and_changes_nothing(
     with pytest.raises(TableError, match=message):
         table.publish(Update(barrier=BARRIER, users=bad, seen={"712": ["5239"]}))
     assert reader.users(["712"]).ts_ms.tolist() == [60]
-    assert reader.seen("712") == frozenset()
+    assert reader.seen(["712"])["712"] == frozenset()
 
 
 def test_attributes_are_read_as_they_were_written_whatever_the_epoch(table: Table) -> None:
@@ -422,6 +422,6 @@ def test_any_updates_leave_what_plain_dicts_would_hold_and_a_repeat_changes_noth
     rows = reader.users(everybody)
     assert dict(zip(rows.ids, rows.vectors[:, 0].tolist(), strict=True)) == known
     assert reader.item_ids() == sorted(known)
-    assert {one: set(reader.seen(one)) for one in everybody if reader.seen(one)} == {
+    assert {one: set(met) for one, met in reader.seen(everybody).items() if met} == {
         one: met for one, met in seen.items() if met
     }

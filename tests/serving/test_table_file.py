@@ -31,7 +31,7 @@ def test_a_saved_table_is_read_back_from_the_file_or_its_folder(
     table.save(tmp_path / "table")
     reader = MemoryTable.load(tmp_path / name).reader()
     assert reader.users(["712"]).vectors.tolist() == [[1.0]]
-    assert reader.seen("712") == {"1", "2"}
+    assert reader.seen(["712"])["712"] == {"1", "2"}
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
 
 

@@ -70,7 +70,7 @@ def test_a_reader_finds_all_rows_of_an_update_or_none_and_follows_the_feed() -> 
                 reader.covisited(sorted(known))
                 reader.all_item_attributes()
                 reader.all_user_attributes()
-                reader.seen("0")
+                reader.seen(["0"])["0"]
                 table.epochs()
                 changes = reader.changes(cursor)
                 known = known - changes.gone_items | changes.items

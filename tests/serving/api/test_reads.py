@@ -49,7 +49,7 @@ def test_at_a_barrier_the_lists_are_the_learners() -> None:
         answers = ask(live, "/v1/recommendations:batch", body=asked).answers
     assert len(answers) > 30
     for user_id, answer in zip(everybody, answers, strict=True):
-        want, seen = learner.scores(user_id), learner.table.reader().seen(user_id)
+        want, seen = learner.scores(user_id), learner.table.reader().seen([user_id])[user_id]
         assert answer.user == user_id
         assert (answer.step, answer.at_ms) == (barrier.step, barrier.at_ms)
         assert answer.answered_by == "vector"
