@@ -119,12 +119,14 @@ class Desk {
   showList(answer, { before = null } = {}) {
     const boxes = before && places(this.list);
     this.items = answer.items;
+    this.request = answer.request_id;
     this.listWrong.replaceChildren();
     put(this.about, facts([
       ["answered by", answer.answered_by, answer.fallback ? "a fallback" : "no fallback"],
       ["model", String(answer.model), `step ${count(answer.step)}`],
       ["age of the vector", span(answer.vector_age_ms === null ? NaN : answer.vector_age_ms / 1000)],
       ["table", answer.stale ? "stale" : "fresh", answer.stale ? "more may have been learned" : null],
+      ...(answer.experiments ?? []).map(({ experiment, arm }) => [`experiment ${experiment}`, arm ?? "mixed", "to ask counts as meeting it"]),
     ]), h("p", { class: "note" }, `Made from ${MADE_FROM[answer.answered_by] ?? answer.answered_by}.`));
     if (!answer.items.length) this.list.replaceChildren(h("li", { class: "nothing" }, "No item may be recommended: the user has met all of them."));
     else this.list.replaceChildren(...answer.items.map((item, at) => this.entry(item, at, before)));
@@ -159,7 +161,8 @@ class Desk {
     const passed = () => (performance.now() - started) / 1000;
     try {
       this.tell(`Sending: ${word} on ${item} …`);
-      const { entries: [outcome] } = await ask("POST", "v1/feedback", { body: { user_id: this.user, item_id: item, type: word }, signal: this.signal });
+      const body = { user_id: this.user, item_id: item, type: word, request_id: this.request };
+      const { entries: [outcome] } = await ask("POST", "v1/feedback", { body, signal: this.signal });
       if (outcome.outcome !== "stored") throw new Problem(400, "Not taken", outcome.reason);
       this.tell(`The log has it after ${span(passed())}; waiting for the learner …`);
       while (passed() < PATIENCE_S && !this.signal.aborted) {

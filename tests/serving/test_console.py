@@ -341,6 +341,14 @@ def test_an_experiment_is_started_looked_at_and_stopped(
     expect(page.locator("h1")).to_have_text("Experiment older-model")
     arms = page.get_by_role("table", name="Arms").get_by_role("rowheader")
     expect(arms).to_have_text(["control", "new"])
+    page.goto(f"{address}/#/users/u1")
+
+    def takes_part() -> bool:
+        page.get_by_role("button", name="Ask again").click()
+        return page.get_by_text("experiment older-model").is_visible()
+
+    wait_until(takes_part, 60.0, "the server to follow the experiment")
+    page.goto(f"{address}/#/experiments/older-model")
     page.get_by_role("button", name="Stop the experiment").click()
     page.get_by_role("button", name="Stop it").click()
     expect(page.locator(".lead")).to_contain_text("Ended")
