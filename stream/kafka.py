@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -24,6 +24,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # it does expo
 from stream.errors import BadPosition, BadSettings, LogError, TidegraphError
 from stream.log import Positions, Record
 from stream.settings import KafkaSettings
+
+_T = TypeVar("_T")
 
 WAIT_S = 10.0
 """How long an answer of the broker is waited for."""
@@ -434,22 +436,22 @@ class KafkaLog:
     def _offsets(self, topic: str, spec: OffsetSpec) -> Positions:
         name = self._kafka.topic(topic)
         asked = {TopicPartition(name, number): spec for number in range(self.partitions(topic))}
-        until_s = time.monotonic() + WAIT_S
-        with self._faults.told(f"asking where {name} ends"):
-            while True:
-                answers = self._admin_client().list_offsets(
-                    asked,
-                    isolation_level=IsolationLevel.READ_COMMITTED,
-                    request_timeout=WAIT_S,
-                )
-                try:
-                    return {each.partition: told.result().offset for each, told in answers.items()}
-                except KafkaException as error:
-                    # A topic that was just made, or a broker that just came back, is on its way.
-                    if error.args[0].code() not in _ON_ITS_WAY or time.monotonic() > until_s:
-                        raise
+
+        def ask() -> Positions:
+            answers = self._admin_client().list_offsets(
+                asked,
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=WAIT_S,
+            )
+            try:
+                return {each.partition: told.result().offset for each, told in answers.items()}
+            except KafkaException as error:
+                if error.args[0].code() in _ON_ITS_WAY:
                     self._admin = None  # it may remember a leader of before
-                    time.sleep(_ASK_AGAIN_S)
+                raise
+
+        with self._faults.told(f"asking where {name} ends"):
+            return _once_there(ask)
 
     def _producing(self) -> dict[str, Any]:
         return {
@@ -547,16 +549,20 @@ def ends(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
         If the broker does not tell within :data:`WAIT_S`.
 
     """
+    begin, end = _once_there(lambda: consumer.get_watermark_offsets(partition, WAIT_S))
+    return begin, end
+
+
+def _once_there(ask: Callable[[], _T]) -> _T:
+    """Ask again while a topic that was just made, or a broker that came back, is on its way."""
     until_s = time.monotonic() + WAIT_S
     while True:
         try:
-            begin, end = consumer.get_watermark_offsets(partition, WAIT_S)
+            return ask()
         except KafkaException as error:
             if error.args[0].code() not in _ON_ITS_WAY or time.monotonic() > until_s:
                 raise
             time.sleep(_ASK_AGAIN_S)
-        else:
-            return begin, end
 
 
 def record_of(message: Message, topic: str) -> Record:
