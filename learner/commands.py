@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -25,6 +26,9 @@ from learner.saving import locked, snapshot_key
 from stream.errors import BadSettings, BadSnapshot, TidegraphError
 from stream.options import config_option
 from stream.settings import load_settings
+
+_NICE: Final = 10
+"""On a machine that it shares with them, whoever answers or types comes before the learner."""
 
 
 @click.command()
@@ -64,6 +68,7 @@ def learn(config: Path | None, start: str) -> None:
         format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr
     )
     collect_seldom()
+    os.nice(_NICE)
     torch.set_num_threads(1)  # the matrices are small, and a forked child must not share a pool
     log = KafkaLog(settings.kafka, wait_s=0.02)
     try:

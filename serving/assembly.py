@@ -45,6 +45,9 @@ from stream.typing_rules import load_rules
 
 OpenLog = Callable[[], AbstractContextManager[Log]]
 
+_SWITCH_S: Final = 0.000_5
+"""For how long the thread that follows the table may keep the interpreter from whoever answers."""
+
 _END_S: Final = 2.0
 """For how long a thread is waited for that asks a log which may be away."""
 
@@ -79,6 +82,7 @@ def load_app(settings: Settings, parent: int | None = None) -> Api:
         parent=parent,
     )
     collect_seldom()
+    sys.setswitchinterval(_SWITCH_S)
     return api
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -217,12 +218,11 @@ class Mirror:
         stopped = self._names.add(gone)
         written = self._names.add(rows.ids)
         listed = self._names.add(lists)
-        partners = [self._names.add(each.item_ids) for each in lists.values()]
+        others = self._names.add(chain.from_iterable(each.item_ids for each in lists.values()))
         items = self._writable(barrier.at_ms)
         items.forget(stopped)
         items.put(written, rows)
-        for row, others, pairs in zip(listed.tolist(), partners, lists.values(), strict=True):
-            items.put_pairs(row, others, pairs)
+        items.put_pairs(listed, others, list(lists.values()))
         old, before = self._catalogue, self._items
         new = Catalogue(self._reader, items, self._names, barrier, weights)
         new.base(barrier.at_ms)  # now rather than in the first request
@@ -260,14 +260,14 @@ class _Names:
 
     def add(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """Return the rows of ids, new ones for new ids."""
-        found = []
-        for item_id in item_ids:
-            row = self.rows.get(item_id)
-            if row is None:
-                row = len(self.ids)
-                self.ids.append(item_id)
-                self.rows[item_id] = row  # last: whoever finds the row finds the id
-            found.append(row)
+        asked, get = list(item_ids), self.rows.get
+        found = [get(item_id) for item_id in asked]
+        if None in found:
+            for item_id in asked:
+                if item_id not in self.rows:
+                    self.ids.append(item_id)
+                    self.rows[item_id] = len(self.ids) - 1  # last: whoever finds the row finds it
+            found = [self.rows[item_id] for item_id in asked]
         return np.array(found, np.int64)
 
 
@@ -336,15 +336,22 @@ class _Items:
         if self._mass is not None:
             self.roots[at] = _roots(self.counts[at, self._mass])
 
-    def put_pairs(self, row: int, others: NDArray[np.int64], pairs: Covisited) -> None:
-        """Write one item's list."""
-        if self._mass is None:
+    def put_pairs(
+        self, rows: NDArray[np.int64], others: NDArray[np.int64], lists: Sequence[Covisited]
+    ) -> None:
+        """Write the lists of some items; ``others`` are the rows of what stands in all of them."""
+        if self._mass is None or not lists:
             return
-        factor = self._decay(np.array([pairs.ts_ms]), self.reference_ms)[0, self._mass]
+        ends = np.cumsum([len(each.item_ids) for each in lists]).tolist()
+        ts_ms = np.array([each.ts_ms for each in lists], np.int64)
+        factors = self._decay(ts_ms, self.reference_ms)[:, self._mass].astype(np.float32)
         new = np.empty(others.shape[0], PAIR)
         new["row"] = others
-        new["weight"] = pairs.weights * np.float32(factor)
-        self.pairs[row] = new.view(np.int64)
+        new["weight"] = np.concatenate([each.weights for each in lists])
+        new["weight"] *= np.repeat(factors, np.diff(ends, prepend=0))
+        pairs = new.view(np.int64)
+        for row, first, end in zip(rows.tolist(), [0, *ends], ends, strict=False):
+            self.pairs[row] = pairs[first:end].copy()  # else each would hold on to all of them
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """Show items no more."""

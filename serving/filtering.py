@@ -73,6 +73,8 @@ class Attributes:
 
     def put(self, of_items: Mapping[str, Mapping[str, Any]], gone: Collection[str] = ()) -> None:
         """Replace the attributes of some items; forget those of others."""
+        of_items = {one: said for one, said in of_items.items() if not self._says(one, said)}
+        gone = [one for one in gone if one in self._of]
         if not of_items and not gone:
             return
         removed: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -92,6 +94,11 @@ class Attributes:
             else:
                 self._holders.pop(pair, None)
         self._version += 1
+
+    def _says(self, item_id: str, said: Mapping[str, Any]) -> bool:
+        """Tell whether that is known already; as JSON, as true is equal to 1 here and not there."""
+        known = self._of.get(item_id)
+        return known is not None and msgspec.json.encode(known) == msgspec.json.encode(said)
 
     def items(self, wanted: Wanted) -> frozenset[str]:
         """Return the items that a filter allows; it must name an attribute."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
-from stream.kafka import Faults, librdkafka
+from stream.errors import TidegraphError
+from stream.kafka import aiokafka, ask
 from stream.log import MemoryLog
 from stream.settings import KafkaSettings
 
@@ -29,7 +31,10 @@ MAX_WAITING_BYTES: Final = 64 * 1_048_576
 """What may wait for the broker; an append that goes beyond is refused as a whole."""
 
 _AT_ONCE: Final = 500  # entries given to the client before other requests have their turn
-_POLL_S: Final = 0.001  # between two looks at what was acknowledged, while something waits
+_GATHER_S: Final = 0.001  # how long others are waited for who are likely to come
+_USUAL_S: Final = 0.2  # in which a broker answers; then the next request need not wait for it
+_ASK_S: Final = 1.0  # for which the broker is asked what is wrong
+_RETRY_S: Final = 0.1  # between two attempts to reach a broker that is not there yet
 
 _log = logging.getLogger("tidegraph.serving")
 
@@ -65,9 +70,11 @@ class KafkaSink:
 
     Notes
     -----
-    The client sends from threads of its own. What was acknowledged is asked for by a timer of the
-    loop, only while something waits: a thread that waits for it would make the loop wait for the
-    interpreter instead.
+    What waits goes to the broker together, a request after the other: a request costs the broker
+    and this process much more than an entry in it. Clients who have their answer are likely to send
+    again at once. So after each request as many appends are waited for as it has ended, a
+    millisecond at most. To each partition goes one request at a time, which keeps the entries of a
+    key in their order also where some are sent again.
 
     """
 
@@ -82,110 +89,184 @@ class KafkaSink:
         self._kafka = kafka
         self._delivery_s = delivery_s
         self._limits = max_waiting, max_waiting_bytes
-        self._faults = Faults(kafka)
-        self._producer: Producer | None = None  # begun when it is needed: a fork would lose it
-        self._waiting: tuple[int, int] = 0, 0  # entries, bytes
-        self._polling = False
+        self._held: tuple[int, int] = 0, 0  # entries and bytes that are not told of yet
+        self._waiting: list[_Append] = []
+        self._expected = 1  # appends to wait for before they are sent
+        self._timer: asyncio.TimerHandle | None = None  # after which no more are waited for
+        self._sending: asyncio.Task[None] | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._asking: asyncio.Future[None] | None = None
 
     async def append(self, topic: str, entries: Sequence[Entry]) -> list[str]:
         """Append, and return when the broker has each entry or will not get it."""
+        if not entries:
+            return []
         size = len(entries), sum(len(key or b"") + len(value or b"") for key, value in entries)
-        n, n_bytes = self._waiting
+        n, n_bytes = self._held
         if n and (n + size[0] > self._limits[0] or n_bytes + size[1] > self._limits[1]):
-            return [f"busy: {n:,} entries wait for the log already; send this again later"] * size[
-                0
-            ]
-        self._waiting = n + size[0], n_bytes + size[1]
-        append = _Append(size[0], partial(self._release, size))
-        await self._produce(self._kafka.topic(topic), entries, append)
-        if not self._polling:
-            self._polling = True
-            self._poll(asyncio.get_running_loop())
-        if append.left:
+            busy = f"busy: {n:,} entries wait for the log already; send this again later"
+            return [busy] * size[0]
+        self._held = n + size[0], n_bytes + size[1]
+        append = _Append(topic, entries)
+        late = append.done.get_loop().call_later(self._delivery_s, append.give_up)
+        self._waiting.append(append)
+        self._send_soon()
+        try:
             await append.done
-        return self._told(append, topic, entries)
+        finally:
+            late.cancel()
+            n, n_bytes = self._held
+            self._held = n - size[0], n_bytes - size[1]
+        return self._told(append) if append.errors else [""] * size[0]
 
     async def close(self) -> None:
         """Let go of the broker, when what waits is stored or given up."""
-        while self._waiting[0]:  # noqa: ASYNC110 - the loop looks every millisecond anyway
-            await asyncio.sleep(_POLL_S)
-        self._producer = None
+        while self._waiting or self._sending is not None:
+            self._send_now()
+            if self._sending is not None:
+                await self._sending
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            await producer.stop()
+        if self._asking is not None:
+            await self._asking
 
-    async def _produce(self, name: str, entries: Sequence[Entry], append: _Append) -> None:
-        if self._producer is None:
-            self._producer = Producer(self._producing())
-        produce = self._producer.produce
-        for place, (key, value) in enumerate(entries):
+    def _send_soon(self) -> None:
+        """Send what waits once all are there who are expected, unless a request is under way."""
+        if len(self._waiting) >= self._expected:
+            self._send_now()
+        elif self._timer is None and self._sending is None:
+            self._timer = asyncio.get_running_loop().call_later(_GATHER_S, self._send_now)
+
+    def _send_now(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting and self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send())
+
+    async def _send(self) -> None:
+        """Send what waits; return when it is answered, or takes longer than usual."""
+        sent, self._waiting = self._waiting, []
+        sent = [append for append in sent if not append.done.done()]  # the others were given up
+        try:
+            send = (self._producer or await self._connect()).send
+            given = 0
+            for append in sent:
+                name = self._kafka.topic(append.topic)
+                for place, (key, value) in enumerate(append.entries):
+                    try:
+                        stored = await send(name, value, key)
+                    except MessageSizeTooLargeError as error:
+                        append.told(place, error)
+                    else:
+                        stored.add_done_callback(partial(append.answered, place))
+                    given += 1
+                    if given % _AT_ONCE == 0:
+                        await asyncio.sleep(0)
+            if sent:
+                await asyncio.wait([append.done for append in sent], timeout=_USUAL_S)
+        except KafkaError as error:
+            for append in sent:
+                append.lose(error)
+        finally:
+            self._sending = None
+            self._expected = len(sent) + len(self._waiting)
+            if self._waiting:
+                self._send_soon()
+
+    async def _connect(self) -> AIOKafkaProducer:
+        """Connect; a broker that is not there yet is tried for a while.
+
+        Raises
+        ------
+        KafkaError
+            If it is not there by then.
+
+        """
+        until_s = time.monotonic() + self._delivery_s
+        while True:
+            producer = AIOKafkaProducer(**self._producing())
             try:
-                produce(name, value, key, on_delivery=partial(append.told, place))
-            except KafkaException as error:
-                append.told(place, error.args[0])
-            except BufferError:  # the client's own limit of bytes, far beyond ours
-                append.told(place, KafkaError(KafkaError._QUEUE_FULL))
-            if place % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)
+                await producer.start()
+            except KafkaError:
+                await producer.stop()
+                if time.monotonic() + _RETRY_S >= until_s:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+            else:
+                self._producer = producer
+                return producer
 
-    def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take what was acknowledged, and look again as long as something waits."""
-        assert self._producer is not None  # something waits
-        self._producer.poll(0)
-        self._polling = self._waiting[0] > 0
-        if self._polling:
-            loop.call_later(_POLL_S, self._poll, loop)
-
-    def _release(self, size: tuple[int, int]) -> None:
-        n, n_bytes = self._waiting
-        self._waiting = n - size[0], n_bytes - size[1]
-
-    def _told(self, append: _Append, topic: str, entries: Sequence[Entry]) -> list[str]:
+    def _told(self, append: _Append) -> list[str]:
         """Return what became of each entry; the broker's own words are for our log alone."""
-        texts = [""] * len(entries)
+        texts = [""] * len(append.entries)
+        lost = None
         for place, error in append.errors.items():
-            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                key, value = entries[place]
-                texts[place] = _too_large(self._kafka.max_record_bytes, key, value)
+            if isinstance(error, MessageSizeTooLargeError):
+                texts[place] = _too_large(self._kafka.max_record_bytes, *append.entries[place])
             else:
                 texts[place] = f"unavailable: the log did not take it within {self._delivery_s:g} s"
-        lost = [error for error in append.errors.values() if not _is_size(error)]
-        if lost:
-            _log.warning("%s", self._faults.of(lost[0], f"appending {len(lost)} to {topic}"))
+                lost = error
+        if lost is not None and (self._asking is None or self._asking.done()):
+            asking = partial(_tell_why, self._kafka, append.topic, lost)
+            self._asking = asyncio.get_running_loop().run_in_executor(None, asking)
         return texts
 
     def _producing(self) -> dict[str, Any]:
-        delivery_ms = int(self._delivery_s * 1_000)
+        kafka = self._kafka
         return {
-            **librdkafka(self._kafka),
-            "error_cb": self._faults,
-            "enable.idempotence": True,  # with acks=all
-            "partitioner": "murmur2_random",  # as stream.log.partition_of
-            "compression.type": self._kafka.compression,
-            "message.max.bytes": self._kafka.max_record_bytes,
-            "message.timeout.ms": delivery_ms,
-            "topic.metadata.propagation.max.ms": delivery_ms // 3,  # then a missing one is told
-            "linger.ms": 0.5,
+            **aiokafka(kafka),
+            "acks": "all",
+            "compression_type": None if kafka.compression == "none" else kafka.compression,
+            "max_request_size": kafka.max_record_bytes,
+            "max_batch_size": kafka.max_record_bytes,
+            "request_timeout_ms": round(self._delivery_s * 1_000),  # a batch is tried for as long
+            "retry_backoff_ms": 50,
         }
 
 
+def _tell_why(kafka: KafkaSettings, topic: str, lost: BaseException) -> None:
+    """Write down for the operator why entries were not stored; asks the broker, so in a thread."""
+    doing = f"appending to {topic}"
+    try:
+        ask(kafka, doing, kafka.topic(topic), within_s=_ASK_S)
+    except TidegraphError as error:
+        _log.warning("%s", error)
+    else:
+        _log.warning("kafka: %s: %r; the broker answers now", doing, lost)
+
+
 class _Append:
-    """Entries that were appended together, and what is known of them."""
+    """Entries that are appended together, and what is known of them."""
 
-    def __init__(self, n: int, release: Callable[[], None]) -> None:
-        self.left = n
-        self.errors: dict[int, KafkaError] = {}
+    def __init__(self, topic: str, entries: Sequence[Entry]) -> None:
+        self.topic = topic
+        self.entries = entries
+        self.errors: dict[int, BaseException] = {}
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._release = release
-        if not n:
-            release()
+        self._left = set(range(len(entries)))
 
-    def told(self, place: int, error: KafkaError | None, _: Message | None = None) -> None:
+    def answered(self, place: int, stored: asyncio.Future[Any]) -> None:
+        """Note what the client says of one entry."""
+        self.told(place, KafkaTimeoutError() if stored.cancelled() else stored.exception())
+
+    def told(self, place: int, error: BaseException | None) -> None:
         """Note what became of one entry."""
-        if error is not None:
-            self.errors[place] = error
-        self.left -= 1
-        if not self.left:
-            self._release()
-            if not self.done.done():  # else whoever waited has left
-                self.done.set_result(None)
+        if error is not None and not self.done.done():
+            self.errors.setdefault(place, error)
+        self._left.discard(place)
+        if not self._left and not self.done.done():  # else whoever waited has left
+            self.done.set_result(None)
+
+    def lose(self, error: BaseException) -> None:
+        """Note why nothing more will be known of the entries that nothing is known of."""
+        for place in tuple(self._left):
+            self.told(place, error)
+
+    def give_up(self) -> None:
+        """Wait no longer: what the broker has not acknowledged by now counts as lost."""
+        self.lose(KafkaTimeoutError())
 
 
 class LogSink:
@@ -232,10 +313,6 @@ class LogSink:
 
     async def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
-
-
-def _is_size(error: KafkaError) -> bool:
-    return error.code() == KafkaError.MSG_SIZE_TOO_LARGE
 
 
 def _too_large(limit: int, key: bytes | None, value: bytes | None) -> str:

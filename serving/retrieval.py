@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import fusion
-from serving.catalogue import Catalogue
-from serving.kernels import sum_cosines, take_best
+from serving.catalogue import PAIR, Catalogue
 from serving.rows import Recent
 
 _BLOCK: Final = 1 << 21
 """Scores computed at once: 8 MB, which stay in the processor's cache."""
+
+_PARTS: Final = 8
+"""Parts for each item wanted, of whose greatest scores one bounds what can be in the list."""
 
 
 def _nothing() -> NDArray[np.int64]:
@@ -117,7 +119,7 @@ def recommend(
             continue
         rows = _choice(query)
         parts = explain(catalogue, query, rows, at_ms=at_ms)
-        best, scores = _best(_total(catalogue, rows, parts), query.n)
+        _, best, scores = _best(_total(catalogue, rows, parts)[None], [query.n])
         covisited = parts.get("covisitation")
         found[at] = Ranked(rows[best], scores, scores * 0 if covisited is None else covisited[best])
     size = max(1, _BLOCK // max(1, len(catalogue)))
@@ -126,13 +128,15 @@ def recommend(
         asked = [queries[at] for at in block]
         near = _Near(catalogue, asked)
         scores_of = _score_all(catalogue, asked, near, at_ms)
-        for place, (at, query) in enumerate(zip(block, asked, strict=True)):
-            row = scores_of[place]
+        for row, query in zip(scores_of, asked, strict=True):
             row[query.barred[query.barred >= 0]] = -np.inf
             if query.allowed is not None:
                 row[~query.allowed] = -np.inf
-            best, scores = _best(row, query.n)
-            found[at] = Ranked(best, scores, near.part(place, best))
+        sizes, best, scores = _best(scores_of, [query.n for query in asked])
+        covisited = near.part(np.repeat(np.arange(len(asked)), sizes), best)
+        ends = np.cumsum(sizes).tolist()
+        for at, first, end in zip(block, [0, *ends], ends, strict=False):
+            found[at] = Ranked(best[first:end], scores[first:end], covisited[first:end])
     return [found[at] for at in range(len(queries))]
 
 
@@ -162,7 +166,7 @@ def explain(
     }
     near = _Near(catalogue, [query])
     if near.at.size:
-        parts["covisitation"] = near.part(0, rows)
+        parts["covisitation"] = near.part(np.zeros(rows.shape, np.int64), rows)
     return parts
 
 
@@ -172,7 +176,7 @@ class _Near:
     Attributes
     ----------
     at
-        Where in (B, N) laid flat they stand, some more than once.
+        Where in (B, N) laid flat they stand, many more than once.
     cosines
         Trusted sums of cosines, (B * N,); empty if none of the queries has a history.
     factors
@@ -192,28 +196,21 @@ class _Near:
         if not past.size:
             return
         lists = [catalogue.pairs(row) for row in past.tolist()]
+        sizes = [each.shape[0] for each in lists]
+        pairs, roots = np.concatenate(lists).view(PAIR), catalogue.roots
         trust = np.concatenate([query.history.trust for query in queries])
-        n_items, roots = len(catalogue), catalogue.roots
         firsts = np.repeat(
-            np.arange(len(queries)) * n_items, [query.history.rows.size for query in queries]
+            np.arange(len(queries)) * len(catalogue),
+            [query.history.rows.size for query in queries],
         )
-        pairs, sizes = np.concatenate(lists), np.array([each.shape[0] for each in lists], np.int64)
-        self.cosines = np.zeros(len(queries) * n_items, np.float32)
-        at = np.empty(pairs.shape[0], np.int64)
-        n = sum_cosines(
-            pairs.view(np.int32),
-            pairs.view(np.float32),
-            sizes,
-            trust * roots[past],
-            firsts,
-            roots,
-            self.cosines,
-            at,
-        )
-        self.at = at[:n]
+        others = pairs["row"]
+        self.at = others + np.repeat(firsts, sizes)
+        shares = np.repeat(trust * roots[past], sizes)
+        self.cosines = np.zeros(len(queries) * len(catalogue), np.float32)
+        np.add.at(self.cosines, self.at, shares * pairs["weight"] * roots[others])
 
-    def part(self, of: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return what co-visitation adds to the scores of rows for one query."""
+    def part(self, of: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what co-visitation adds to the scores of rows, each for the query ``of`` it."""
         if not self.cosines.size:
             return np.zeros(rows.shape, np.float32)
         cosines = self.cosines[of * self._n_items + rows]
@@ -253,9 +250,38 @@ def _choice(query: Query) -> NDArray[np.int64]:
     return rows[~np.isin(rows, query.barred)]
 
 
-def _best(scores: NDArray[np.float32], n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return where the ``n`` best of the finite scores are, and these."""
-    n = min(n, scores.shape[0])
-    places, best = np.empty(n, np.int64), np.empty(n, np.float32)
-    found = take_best(scores, places, best) if n else 0
-    return places[:found], best[:found]
+def _best(
+    scores: NDArray[np.float32], wanted: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return the best of the finite scores of each row, best first; of level ones the first.
+
+    Most of many are looked at once: of the greatest scores of ``m`` parts of a row, the ``n``-th
+    greatest is one that at least ``n`` items reach, so none below it can be in the list.
+
+    Parameters
+    ----------
+    scores
+        Shape (B, N).
+    wanted
+        How many of each row, B.
+
+    Returns
+    -------
+    How many there are of each row, where in it they stand, and what they are: row after row.
+
+    """
+    n_rows, n_items = scores.shape
+    n = min(max(wanted), n_items)
+    bounds = np.full(n_rows, np.finfo(np.float32).min)
+    if (width := n_items // max(1, _PARTS * n)) > 1:
+        # A part is every so many-th item: rows of parts are compared much faster than each alone.
+        parts = scores[:, : _PARTS * n * width].reshape(n_rows, width, _PARTS * n)
+        reached = np.partition(parts.max(1), (_PARTS - 1) * n, axis=1)[:, (_PARTS - 1) * n]
+        bounds = np.maximum(bounds, reached)
+    flat = np.flatnonzero(scores >= bounds[:, None])
+    rows, places = np.divmod(flat, n_items)
+    found = scores.ravel()[flat]
+    order = np.lexsort((-found, rows))  # stable
+    ranks = np.arange(rows.size) - np.searchsorted(rows, rows)  # rows stay where they are
+    kept = order[ranks < np.asarray(wanted)[rows]]
+    return np.bincount(rows[kept], minlength=n_rows), places[kept], found[kept]

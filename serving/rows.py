@@ -237,6 +237,9 @@ def decode_items(layout: Layout, ids: Sequence[str], values: Sequence[bytes]) ->
     )
 
 
+_decode_list: Final = msgspec.msgpack.Decoder(tuple[Literal[2], int, list[str], bytes]).decode
+
+
 def encode_covisited(row: Covisited) -> bytes:
     """Return the value of one item."""
     weights = np.asarray(row.weights, "<f4").tobytes()
@@ -245,10 +248,8 @@ def encode_covisited(row: Covisited) -> bytes:
 
 def decode_covisited(value: bytes) -> Covisited:
     """Return the list of :func:`encode_covisited`."""
-    _, ts_ms, item_ids, weights = msgspec.msgpack.decode(
-        value, type=tuple[Literal[2], int, list[str], bytes]
-    )
-    return Covisited(item_ids, np.frombuffer(weights, "<f4").astype(np.float32), ts_ms)
+    _, ts_ms, item_ids, weights = _decode_list(value)
+    return Covisited(item_ids, np.frombuffer(weights, "<f4"), ts_ms)
 
 
 def encode_weights(weights: Mapping[str, NDArray[Any]]) -> bytes:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from faust.web import Request, Response, View
 
 from stream.collecting import collect_seldom
 from stream.errors import BadSettings, TidegraphError, UserError
-from stream.kafka import KafkaLog
+from stream.kafka import KafkaLog, tls_context
 from stream.metrics import StreamMetrics
 from stream.settings import KafkaSettings, Settings, load_settings
 from stream.view import Window, moment, page, windows
@@ -416,17 +415,7 @@ def __getattr__(name: str) -> StreamApp:
 
 
 def _credentials(kafka: KafkaSettings) -> Any:
-    context = None
-    if kafka.security.endswith("SSL"):
-        try:
-            context = ssl.create_default_context(cafile=kafka.ca_file or None)
-            if kafka.cert_file:
-                context.load_cert_chain(kafka.cert_file, kafka.key_file or None)
-        except OSError as error:  # ssl.SSLError is one
-            raise BadSettings(
-                f"settings: the files for TLS cannot be used ({error}); check kafka.ca_file, "
-                "kafka.cert_file and kafka.key_file"
-            ) from error
+    context = tls_context(kafka)
     if kafka.security.startswith("SASL"):
         return faust.SASLCredentials(
             username=kafka.user,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,6 +131,57 @@ def kafka_python(kafka: KafkaSettings) -> dict[str, Any]:
     return config
 
 
+def aiokafka(kafka: KafkaSettings) -> dict[str, Any]:
+    """Return how a client of aiokafka connects.
+
+    Raises
+    ------
+    BadSettings
+        If the files for TLS cannot be used.
+
+    Examples
+    --------
+    >>> aiokafka(KafkaSettings())["bootstrap_servers"]
+    ['127.0.0.1:9092']
+
+    """
+    config: dict[str, Any] = {
+        "bootstrap_servers": list(kafka.servers),
+        "security_protocol": kafka.security,
+        "ssl_context": tls_context(kafka),
+    }
+    if kafka.security.startswith("SASL"):
+        config |= {
+            "sasl_mechanism": kafka.mechanism,
+            "sasl_plain_username": kafka.user,
+            "sasl_plain_password": kafka.password,
+        }
+    return config
+
+
+def tls_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
+    """Return what Python's own TLS connects with; ``None`` where there is no TLS.
+
+    Raises
+    ------
+    BadSettings
+        If the files for it cannot be used.
+
+    """
+    if not kafka.security.endswith("SSL"):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=kafka.ca_file or None)
+        if kafka.cert_file:
+            context.load_cert_chain(kafka.cert_file, kafka.key_file or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise BadSettings(
+            f"settings: the files for TLS cannot be used ({error}); check kafka.ca_file, "
+            "kafka.cert_file and kafka.key_file"
+        ) from error
+    return context
+
+
 class Faults:
     """What goes wrong between us and the broker, in our words.
 
@@ -250,13 +302,15 @@ def kafka_python_told(kafka: KafkaSettings, doing: str) -> Iterator[None]:
         raise LogError(f"{told}: {error}") from error
 
 
-def ask(kafka: KafkaSettings, doing: str) -> None:
-    """Make sure that the broker answers and lets us in.
+def ask(
+    kafka: KafkaSettings, doing: str, topic: str | None = None, *, within_s: float = WAIT_S
+) -> None:
+    """Make sure that the broker answers and lets us in, and has a topic if one is named.
 
     Raises
     ------
     BadSettings
-        If it refuses us.
+        If it refuses us, or the topic is missing.
     LogError
         If it does not answer.
 
@@ -264,7 +318,9 @@ def ask(kafka: KafkaSettings, doing: str) -> None:
     faults = Faults(kafka)
     admin = AdminClient(librdkafka(kafka) | {"error_cb": faults})
     with faults.told(doing, admin):
-        admin.list_topics(timeout=WAIT_S)
+        found = admin.list_topics(topic, timeout=within_s)
+    if topic is not None and (missing := found.topics[topic].error) is not None:
+        raise faults.of(missing, doing)
 
 
 class KafkaLog:

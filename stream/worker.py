@@ -417,6 +417,9 @@ class StreamWorker:
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": int(SESSION_S * 1_000),
             "heartbeat.interval.ms": int(SESSION_S * 1_000 / 4),
+            # Whatever comes is gathered before it is written: so the broker need not tell of each.
+            "fetch.min.bytes": 16_384,
+            "fetch.wait.max.ms": 20,
             "fetch.queue.backoff.ms": 5,  # a full queue is looked at again at once
             "fetch.error.backoff.ms": 100,
             "queued.min.messages": 10 * self._settings.stream.batch,

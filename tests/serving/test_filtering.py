@@ -50,6 +50,16 @@ def test_a_filter_allows_what_a_look_at_every_item_finds(
     assert {one for one, allowed in zip(IDS, mask, strict=True) if allowed} == want
 
 
+def test_what_is_said_again_costs_no_new_look() -> None:
+    attributes = Attributes({"i1": {"x": "a"}, "i2": {"x": 1}})
+    catalogue = Mirror(published().reader()).catalogue
+    mask = attributes.mask(catalogue, {"x": ["a"]})
+    attributes.put({"i1": {"x": "a"}}, gone={"i7"})
+    assert attributes.mask(catalogue, {"x": ["a"]}) is mask
+    attributes.put({"i2": {"x": True}})
+    assert attributes.items({"x": ["true"]}) == {"i2"}
+
+
 def test_an_item_has_the_group_of_its_first_value() -> None:
     attributes = Attributes({"a": {"by": ["Ann", "Bo"]}, "b": {"by": "Bo"}, "c": {"by": "Ann"}})
     assert attributes.groups(["a", "b", "c", "d"], "by").tolist() == [0, 1, 0, NO_GROUP]

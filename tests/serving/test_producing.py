@@ -139,6 +139,34 @@ def test_a_missing_topic_is_told_to_the_operator(
     assert "tidegraph topics create" in caplog.text
 
 
+def test_it_logs_in_over_tls(
+    secure_kafka: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics.create(secure_kafka)
+    log = KafkaLog(secure_kafka)
+    place = Place(log, lambda: KafkaSink(secure_kafka, delivery_s=30))
+    assert place.run(appending((b"u", b"a"))) == [[""]]
+    place.records("interactions", 1)
+    log.close()
+    wrong = msgspec.structs.replace(secure_kafka, password="opensesame")
+    with caplog.at_level(logging.WARNING, "tidegraph.serving"):
+        refused = Place(MemoryLog(), lambda: KafkaSink(wrong, delivery_s=0.5))
+        assert refused.run(appending((b"u", b"a")))[0][0].startswith("unavailable")
+    assert "refuses the login" in caplog.text
+    assert "opensesame" not in caplog.text
+
+
+def test_one_that_waits_alone_does_not_wait_for_others(place: Place) -> None:
+    async def one_by_one(sink: Sink) -> list[list[str]]:
+        return [await sink.append("interactions", [(b"u", b"%d" % n)]) for n in range(50)]
+
+    crowd = [appending((b"v%d" % n, b"x")) for n in range(20)]
+    told = place.run(one_by_one, *crowd)
+    assert told == [[[""]] * 50, *[[""]] * 20]
+    mine = [one.value for one in place.records("interactions", 70) if one.key == b"u"]
+    assert mine == [b"%d" % n for n in range(50)]
+
+
 def test_what_waits_for_the_broker_is_bounded() -> None:
     nowhere = KafkaSettings(servers=(f"127.0.0.1:{free_port()}",))
     entries = [(b"u", b"x" * 10)] * 3

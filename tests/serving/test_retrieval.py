@@ -170,20 +170,24 @@ def test_lists_are_those_of_a_plain_sort(
 
 @given(
     n_items=st.integers(0, 1_000),
-    n=st.integers(1, 40),
+    wanted=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     n_levels=st.integers(1, 500),
+    barred=st.sampled_from([0.0, 0.3, 0.99]),
     seed=st.integers(0, 99),
 )
 def test_the_best_of_many_are_those_of_a_plain_sort(
-    *, n_items: int, n: int, n_levels: int, seed: int
+    *, n_items: int, wanted: list[int], n_levels: int, barred: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    scores = rng.integers(0, n_levels, n_items).astype(np.float32)
-    scores[rng.random(n_items) < 0.3] = -np.inf
-    found, best = _best(scores, n)
-    want = [at for at in np.argsort(-scores, kind="stable") if scores[at] > -np.inf][:n]
-    assert found.tolist() == want
-    assert best.tolist() == scores[want].tolist()
+    scores = rng.integers(0, n_levels, (len(wanted), n_items)).astype(np.float32)
+    scores[rng.random(scores.shape) < barred] = -np.inf
+    sizes, places, best = _best(scores, wanted)
+    ends = np.cumsum(sizes)
+    assert ends[-1] == places.size
+    for row, n, size, end in zip(scores, wanted, sizes, ends, strict=True):
+        want = [at for at in np.argsort(-row, kind="stable") if row[at] > -np.inf][:n]
+        assert places[end - size : end].tolist() == want
+        assert best[end - size : end].tolist() == row[want].tolist()
 
 
 def test_the_score_is_that_of_the_formula() -> None:
