@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from types import UnionType
 from typing import Any, Final, Protocol, Union, get_args, get_origin
+from urllib.parse import unquote_to_bytes
 
 import falcon
 import falcon.asgi
@@ -26,6 +27,9 @@ NDJSON: Final = "application/x-ndjson"
 
 MAX_PART: Final = 512
 """Characters of a part of the path, at most."""
+
+_SLASH: Final = "\udc2f"
+"""Stands for an encoded slash of a path until its parts are told apart; no decoding yields it."""
 
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f\ufffd]")
@@ -125,7 +129,22 @@ class Api(falcon.asgi.App[Any, Any]):
         else:
             if scope["type"] == "http":
                 receive = _later(receive)
+                if b"%2f" in (raw := scope.get("raw_path") or b"").lower():
+                    scope = scope | {"path": _path(raw)}
             await super().__call__(scope, receive, send)
+
+
+def _path(raw: bytes) -> str:
+    """Return a path decoded, all but its encoded slashes, which belong to an id.
+
+    Examples
+    --------
+    >>> _path(b"/v1/items/shoes%2Fred%252f/similar").replace(_SLASH, "|")
+    '/v1/items/shoes|red%2f/similar'
+
+    """
+    parts = raw.replace(b"%2f", b"%2F").split(b"%2F")
+    return _SLASH.join(unquote_to_bytes(part).decode(errors="replace") for part in parts)
 
 
 def _later(receive: Any) -> Any:
@@ -249,7 +268,7 @@ def _responder(
             told = request.headers
             principal = await guard.admit(told, role, request.remote_addr)
             for name, part in path.items():
-                _check_part(name, part)
+                path[name] = _checked_part(name, part)
             query = read_query(request.params)
             body = None if read_body is None else await read_body(request)
             call = Call(path=path, query=query, body=body, headers=told, principal=principal)
@@ -337,7 +356,7 @@ def _answer_error(observe: Observe) -> Any:
     return answer
 
 
-def _check_part(name: str, part: str) -> None:
+def _checked_part(name: str, part: str) -> str:
     if not part or len(part) > MAX_PART or _CONTROL.search(part):
         raise Problem(
             400,
@@ -345,6 +364,7 @@ def _check_part(name: str, part: str) -> None:
             f"{name}: want text of 1 to {MAX_PART} characters in UTF-8, none a control character",
             errors=[{"where": f"path.{name}"}],
         )
+    return part.replace(_SLASH, "/")
 
 
 def _invalid(error: msgspec.ValidationError, origin: str) -> Problem:

@@ -123,7 +123,7 @@ def _path_parameter(name: str) -> dict[str, Any]:
         "type": "string",
         "minLength": 1,
         "maxLength": MAX_PART,
-        "pattern": "^[^/\\u0000-\\u001f\\u007f\\ufffd]+$",
+        "pattern": "^[^\\u0000-\\u001f\\u007f\\ufffd]+$",
     }
     return {"name": name, "in": "path", "required": True, "schema": schema}
 

@@ -67,6 +67,9 @@ class RecommendationQuery(ListQuery, kw_only=True, frozen=True):
         Whether what the user has met is left out, and the context.
     session
         To which the request belongs, for experiments on sessions.
+    preview
+        Whether it is not the user who sees the list, but somebody who looks at what the user would
+        get: experiments do not count it.
 
     """
 
@@ -75,6 +78,7 @@ class RecommendationQuery(ListQuery, kw_only=True, frozen=True):
     context: Ids = []
     leave_out_seen: bool = True
     session: Session = ""
+    preview: bool = False
 
 
 class NeighbourQuery(msgspec.Struct, kw_only=True, frozen=True):
@@ -408,7 +412,8 @@ class _Reads:
             wanted=_wanted(query.filter) if query.filter else {},
             leave_out_seen=query.leave_out_seen,
         )
-        return self._named(await self._trial(ask, query.session), user)
+        answer = await self._trial(ask, query.session, preview=query.preview)
+        return self._named(answer, user)
 
     async def batch(self, call: Call) -> BatchAnswer:
         asked: list[UserRequest] = call.body.requests
@@ -571,10 +576,10 @@ class _Reads:
     def _named(self, answer: Recommendations, user: str) -> Recommendations:
         return answer if self._pseudonym is None else replace(answer, user=user)
 
-    async def _trial(self, ask: Ask, session: str) -> Recommendations:
+    async def _trial(self, ask: Ask, session: str, *, preview: bool = False) -> Recommendations:
         """Return a list that takes part in experiments."""
         try:
-            return await self._trials.recommend(ask, session)
+            return await self._trials.recommend(ask, session, preview=preview)
         except Unready:
             raise _unready() from None
 

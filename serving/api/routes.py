@@ -106,8 +106,8 @@ class Route:
     Parameters
     ----------
     method, path
-        As in ``GET /v1/items/{item}/similar``; a part in braces is any text without a slash,
-        percent-decoded.
+        As in ``GET /v1/items/{item}/similar``; a part in braces is any text, percent-decoded;
+        a slash in it must be encoded.
     handler
         Returns a struct, which is sent as JSON, or an :class:`Answer`; raises
         :class:`serving.api.problems.Problem`.

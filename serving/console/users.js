@@ -94,7 +94,7 @@ class Desk {
   }
 
   recommended() {
-    return ask("GET", path`v1/recommendations/${this.user}`, { query: { n: this.n }, signal: this.signal });
+    return ask("GET", path`v1/recommendations/${this.user}`, { query: { n: this.n, preview: true }, signal: this.signal });
   }
 
   async met() {
@@ -119,14 +119,13 @@ class Desk {
   showList(answer, { before = null } = {}) {
     const boxes = before && places(this.list);
     this.items = answer.items;
-    this.request = answer.request_id;
     this.listWrong.replaceChildren();
     put(this.about, facts([
       ["answered by", answer.answered_by, answer.fallback ? "a fallback" : "no fallback"],
       ["model", String(answer.model), `step ${count(answer.step)}`],
       ["age of the vector", span(answer.vector_age_ms === null ? NaN : answer.vector_age_ms / 1000)],
       ["table", answer.stale ? "stale" : "fresh", answer.stale ? "more may have been learned" : null],
-      ...(answer.experiments ?? []).map(({ experiment, arm }) => [`experiment ${experiment}`, arm ?? "mixed", "to ask counts as meeting it"]),
+      ...(answer.experiments ?? []).map(({ experiment, arm }) => [`experiment ${experiment}`, arm ?? "mixed", "not counted: only you look"]),
     ]), h("p", { class: "note" }, `Made from ${MADE_FROM[answer.answered_by] ?? answer.answered_by}.`));
     if (!answer.items.length) this.list.replaceChildren(h("li", { class: "nothing" }, "No item may be recommended: the user has met all of them."));
     else this.list.replaceChildren(...answer.items.map((item, at) => this.entry(item, at, before)));
@@ -161,7 +160,7 @@ class Desk {
     const passed = () => (performance.now() - started) / 1000;
     try {
       this.tell(`Sending: ${word} on ${item} …`);
-      const body = { user_id: this.user, item_id: item, type: word, request_id: this.request };
+      const body = { user_id: this.user, item_id: item, type: word };
       const { entries: [outcome] } = await ask("POST", "v1/feedback", { body, signal: this.signal });
       if (outcome.outcome !== "stored") throw new Problem(400, "Not taken", outcome.reason);
       this.tell(`The log has it after ${span(passed())}; waiting for the learner …`);

@@ -126,7 +126,7 @@ class Enrolment:
         """How many experiments run."""
         return len(self._running)
 
-    def meet(self, user: str, session: str = "", *, at_ms: int) -> list[Enrolled]:
+    def meet(self, user: str, session: str = "", *, at_ms: int | None) -> list[Enrolled]:
         """Return what a request takes part in; its units count as exposed from ``at_ms`` on.
 
         Parameters
@@ -134,7 +134,7 @@ class Enrolment:
         user, session
             As they are in the log (a pseudonym where there are such); empty where there is none.
         at_ms
-            Milliseconds since 1970.
+            Milliseconds since 1970; ``None``: only somebody else has a look, which is no exposure.
 
         """
         found = []
@@ -144,7 +144,7 @@ class Enrolment:
             if place is None:
                 continue
             key = (experiment.name, unit)
-            if key not in self._noted:
+            if at_ms is not None and key not in self._noted:
                 self._note(key, at_ms)
             found.append(answers[place])
         return found
@@ -160,11 +160,12 @@ class Enrolment:
     ) -> list[str]:
         """Mix the lists of both arms into one of ``n``, and note whose items are in it.
 
-        Feedback that carries ``request_id`` is credited to the arm of its item.
+        Feedback that carries ``request_id`` is credited to the arm of its item. Without one nothing
+        is noted.
         """
         draft = team_draft(control, treated, n, seed=request_id)
         with self._lock:
-            if len(self._shown) < _MANY:
+            if request_id and len(self._shown) < _MANY:
                 keep_s = experiment.window_s + _KEEP_S
                 self._shown.append((experiment.name, request_id, draft, keep_s))
         return draft.items

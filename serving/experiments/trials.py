@@ -91,11 +91,22 @@ class Trials:
         self._beside: set[asyncio.Task[None]] = set()
         self._n_beside = 0
 
-    def recommend(self, ask: Ask, session: str = "") -> Awaitable[Recommendations]:
-        """Return a list; raises as the recommender does."""
+    def recommend(
+        self, ask: Ask, session: str = "", *, preview: bool = False
+    ) -> Awaitable[Recommendations]:
+        """Return a list; raises as the recommender does.
+
+        Parameters
+        ----------
+        ask, session
+            What is asked for, and in which session.
+        preview
+            Whether somebody else looks: the list is the same, and nothing is noted.
+
+        """
         if self._enrolment.idle:
             return self._recommender.recommend(ask)
-        return self._one(ask, session)
+        return self._one(ask, session, preview=preview)
 
     def recommend_all(
         self, asks: Sequence[Ask], sessions: Sequence[str]
@@ -105,31 +116,35 @@ class Trials:
             return self._recommender.recommend_all(asks)
         return self._all(asks, sessions)
 
-    async def _one(self, ask: Ask, session: str) -> Recommendations:
-        (answer,) = await self._all([ask], [session])
+    async def _one(self, ask: Ask, session: str, *, preview: bool) -> Recommendations:
+        (answer,) = await self._all([ask], [session], preview=preview)
         return answer
 
-    async def _all(self, asks: Sequence[Ask], sessions: Sequence[str]) -> list[Recommendations]:
+    async def _all(
+        self, asks: Sequence[Ask], sessions: Sequence[str], *, preview: bool = False
+    ) -> list[Recommendations]:
         self._recommender.in_view()  # raises where there is nothing that a unit could meet
-        at_ms = wall_ms()
+        noted_ms = None if preview else wall_ms()
         trials = [
-            Trial.of(ask, self._enrolment.meet(ask.user_id or "", session, at_ms=at_ms))
+            Trial.of(ask, self._enrolment.meet(ask.user_id or "", session, at_ms=noted_ms))
             for ask, session in zip(asks, sessions, strict=True)
         ]
         wanted = [ask for trial in trials for ask in trial.shown]
         lists = iter(await self._made(wanted))
-        answers = [self._answer(trial, lists) for trial in trials]
+        answers = [self._answer(trial, lists, preview=preview) for trial in trials]
         for trial, answer in zip(trials, answers, strict=True):
-            if trial.shadows:
+            if trial.shadows and not preview:
                 self._compare_beside(trial.shadows, [one.item for one in answer.items])
         return answers
 
-    def _answer(self, trial: Trial, lists: Iterator[Recommendations]) -> Recommendations:
+    def _answer(
+        self, trial: Trial, lists: Iterator[Recommendations], *, preview: bool
+    ) -> Recommendations:
         found = [next(lists) for _ in trial.shown]
         answer = found[0]
         if not trial.enrolled:
             return answer
-        request_id, items = uuid.uuid4().hex, answer.items
+        request_id, items = "" if preview else uuid.uuid4().hex, answer.items
         for experiment, _ in trial.enrolled:
             if experiment.design == "interleave":
                 of = {one.item: one for each in reversed(found) for one in each.items}

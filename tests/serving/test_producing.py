@@ -139,9 +139,7 @@ def test_a_missing_topic_is_told_to_the_operator(
     assert "tidegraph topics create" in caplog.text
 
 
-def test_it_logs_in_over_tls(
-    secure_kafka: KafkaSettings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_logs_in_over_tls(secure_kafka: KafkaSettings, caplog: pytest.LogCaptureFixture) -> None:
     topics.create(secure_kafka)
     log = KafkaLog(secure_kafka)
     place = Place(log, lambda: KafkaSink(secure_kafka, delivery_s=30))

@@ -125,6 +125,7 @@ def test_it_starts_without_redis_gets_ready_with_it_and_ends_without_a_trace(
     wait_until(both, START_S, "readiness of both processes")
     listed = api.json("/v1/recommendations/712")
     assert [item["item"] for item in listed["items"]] == ["7"]
+    assert b"the item 'shoes/7'" in api.get("/v1/embeddings/items/shoes%2F7")[1]
 
     def counted() -> float:
         lines = api.get("/metrics")[1].decode().splitlines()

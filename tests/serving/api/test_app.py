@@ -181,6 +181,25 @@ def test_a_part_of_the_path_that_is_no_id_is_told(
     assert details["errors"] == [{"where": "path.user"}]
 
 
+@pytest.mark.parametrize(
+    ("part", "user"),
+    [
+        ("shoes%2Fred", "shoes/red"),
+        ("%2f..%2F", "/../"),
+        ("a%252Fb%2Fc", "a%2Fb/c"),
+        ("%C3%A9%2F+", "é/+"),
+    ],
+)
+def test_an_encoded_slash_belongs_to_the_id(
+    client: falcon.testing.TestClient, part: str, user: str
+) -> None:
+    assert client.get(f"/v1/told/{part}").json["path"] == {"user": user}
+
+
+def test_an_encoded_slash_parts_no_path(client: falcon.testing.TestClient) -> None:
+    problem(client.get("/v1%2Ftold/712"), 404, "not-found")
+
+
 def test_a_body_is_read_as_one_as_a_list_and_as_lines(client: falcon.testing.TestClient) -> None:
     writer = {"X-API-Key": "WRITER"}
     one, two = {"item_id": "7"}, {"item_id": "8", "weight": 2}

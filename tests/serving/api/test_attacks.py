@@ -395,6 +395,8 @@ IDS = [
     "u1:attributes",
     "u1}:attributes",
     "$(id)",
+    "u1/../head",
+    "/head",
     "';DROP TABLE users;--",
     "a b",
     "\u202eevil",

@@ -219,6 +219,35 @@ def test_mixed_lists_hold_items_of_both_and_feedback_is_credited(table: MemoryTa
     assert (arm.arm, arm.exposed, arm.units, arm.mean.value) == ("older", 40, 40, 1.0)
 
 
+def test_whoever_only_looks_sees_the_list_and_meets_nothing(table: MemoryTable) -> None:
+    hidden = Arm(name="hidden", model=1, shadow=True)
+    store = started(table, TODAY, OLDER, hidden)
+    with following(table) as live:
+        made = asking(live, store)
+        for one in USERS[:5]:
+            seen = settled(made, partial(listed, user=one, n=4, preview=True))
+            made.enrolment.flush()
+            assert (store.exposed("x", 0), store.counts("x"), seen.request_id) == ([], {}, "")
+            got = settled(made, partial(listed, user=one, n=4))
+            assert (ids(seen), seen.experiments) == (ids(got), got.experiments)
+            made.enrolment.flush()
+            assert [unit for unit, _ in store.exposed("x", 0)] == [one]
+            assert store.counts("x")["hidden/requests"] == 1
+            store = started(table, TODAY, OLDER, hidden)
+            made = asking(live, store)
+
+
+def test_of_a_mixed_list_that_somebody_looks_at_nothing_is_credited(table: MemoryTable) -> None:
+    store = started(table, TODAY, OLDER, design="interleave")
+    with following(table) as live:
+        made = asking(live, store)
+        looked = once(made, partial(listed, user="u0", n=4, preview=True))
+        made.enrolment.flush()
+        assert looked.request_id == ""
+        assert len(set(ids(looked))) == 4
+        assert (store.exposed("x", 0), store.shown("x", [""])) == ([], {})
+
+
 def test_a_shadow_arm_is_counted_and_changes_nothing(table: MemoryTable) -> None:
     store = started(table, TODAY, Arm(name="tried", model=1, shadow=True))
     with following(table) as live:
