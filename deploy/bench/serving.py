@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
 from urllib.request import Request, urlopen
@@ -53,6 +53,11 @@ PROBES: Final = 100
 
 WRITE_BATCH: Final = 1_000
 """Events of one request that brings many."""
+
+SINGLY_PER_S: Final = 6_000
+BATCHES_PER_S: Final = 80
+"""Requests that are made ready for each second of a load: more than an API takes, so that no event
+comes twice, which would cost less."""
 
 GORSE: Final[Mapping[str, Mapping[str, float]]] = {
     "connections_1": {"requests_per_s": 1_825, "p99_ms": 0.9},
@@ -139,27 +144,22 @@ def live(settings: Settings, folder: Path, *, seconds: float) -> dict[str, Any]:
             )
             results["highest"] = held
             results["knee"] = knee(held, beyond, workers=settings.serving.workers)
-            lasts_s, ramp_s = seconds / 3, seconds / 12
             for n in VIRTUAL_USERS:
-                virtual = {"connections": n, "seconds": lasts_s, "ramp_s": ramp_s}
+                virtual = {"connections": n, "seconds": seconds / 3, "ramp_s": seconds / 12}
                 results[f"virtual_users_{n}"] = figures(partial(closed, **virtual, think_s=1.0))
                 results[f"virtual_users_{n}_open"] = figures(partial(opened, **virtual, rate=n))
             results["event_to_list"] = changed(settings, users[:PROBES], start_ms=newest_ms + 1)
+            lasts_s = seconds / 6
             events = _events(entries, newest_ms + 1_000)
-            singles = [post("/v1/log/interactions", next(events)) for _ in range(20_000)]
+            singles = [_appending(events, 1) for _ in range(round(SINGLY_PER_S * lasts_s))]
             results["feedback_singly_8"] = figures(
-                lambda: closed_load(port, singles, connections=8, seconds=seconds / 6)
+                lambda: closed_load(port, singles, connections=8, seconds=lasts_s)
             )
+            wait_until(lambda: learned_all(log, settings), DRAIN_S, "all feedback to be learned")
             batches = [
-                post(
-                    "/v1/log/interactions",
-                    b"[" + b",".join(next(events) for _ in range(WRITE_BATCH)) + b"]",
-                )
-                for _ in range(100)
+                _appending(events, WRITE_BATCH) for _ in range(round(BATCHES_PER_S * lasts_s))
             ]
-            answers = figures(
-                lambda: closed_load(port, batches, connections=4, seconds=seconds / 6)
-            )
+            answers = figures(lambda: closed_load(port, batches, connections=4, seconds=lasts_s))
             answers["events_per_s"] = answers["requests_per_s"] * WRITE_BATCH
             results["feedback_batches_1000"] = answers
             others = {
@@ -231,9 +231,15 @@ def beside_gorse(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def _events(entries: Sequence[tuple[bytes | None, bytes]], first_ms: int) -> Iterator[bytes]:
     """Give the events of the sample again and again, as new ones, from a time on."""
     for number in count():
-        event = json.loads(entries[number % len(entries)][1])
+        event = msgspec.json.decode(entries[number % len(entries)][1])
         event |= {"event_id": f"bench-{number}", "ts_ms": first_ms + number}
-        yield json.dumps(event).encode()
+        yield msgspec.json.encode(event)
+
+
+def _appending(events: Iterator[bytes], n: int) -> bytes:
+    """Return a request that brings the next ``n`` events."""
+    body = b",".join(islice(events, n))
+    return post("/v1/log/interactions", body if n == 1 else b"[%b]" % body)
 
 
 @click.command()
