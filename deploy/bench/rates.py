@@ -96,7 +96,7 @@ def search(
 
 
 def knee(held: Mapping[str, Any], beyond: Mapping[str, Any], *, workers: int) -> dict[str, Any]:
-    """Tell the rate up to which latencies are held, what is beyond, and what bounds it.
+    """Return the figures of the highest rate that was held, what is beyond, and what bounds it.
 
     Parameters
     ----------
@@ -107,12 +107,13 @@ def knee(held: Mapping[str, Any], beyond: Mapping[str, Any], *, workers: int) ->
 
     """
     return {
-        "rate": held.get("rate", 0),
+        "rate": 0,
+        **held,
         "beyond": {
-            name: beyond[name] for name in ("rate", "requests_per_s", "p99_ms", "max_ms", "errors")
+            name: beyond[name]
+            for name in ("rate", "requests_per_s", "p99_ms", "max_ms", "errors", "busy_cores")
         },
         "bound_by": bound(beyond["busy_cores"], workers=workers, cores=os.cpu_count() or 1),
-        "busy_cores": beyond["busy_cores"],
     }
 
 
