@@ -556,8 +556,9 @@ def listed(
     usual = np.stack([begun.vector for begun in starts]) @ average.vector
     speaks = np.stack([taste - np.repeat(usual, sizes), base - average.base, covisited])
     reasons = np.argmax(speaks, 0).tolist()
-    told = np.stack([scores, taste, base, covisited]).astype(np.float64).round(4).tolist()
-    whole = zip(catalogue.ids(rows), reasons, *told, strict=True)
+    told = np.stack([scores, taste, base, covisited]).astype(np.float64).round(4)
+    told += 0.0  # of what is minus zero
+    whole = zip(catalogue.ids(rows), reasons, *told.tolist(), strict=True)
     lists = []
     for begun, size in zip(starts, sizes, strict=True):
         words = (_TASTE[begun.step], _POPULAR, _COVISITED)

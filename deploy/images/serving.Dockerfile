@@ -6,7 +6,7 @@ RUN useradd --system --create-home --uid 10001 tidegraph \
 WORKDIR /app
 COPY constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt \
-    aiokafka click confluent-kafka cramjam cryptography faiss-cpu falcon granian jinja2 kafka-python \
+    'aiokafka[lz4,zstd]' click confluent-kafka cryptography faiss-cpu falcon granian jinja2 kafka-python \
     markupsafe matplotlib msgspec numpy polars prometheus-client pyjwt redis threadpoolctl uvloop
 
 COPY tidegraph.py ./
