@@ -68,7 +68,7 @@ def demonstrate(settings: Settings) -> None:
         click.echo(f"the API is at {address(settings.serving)}, the console too", err=True)
         user = (entries[-1][0] or b"").decode()  # who did something just now
         example = f"{address(settings.serving)}/v1/recommendations/{user}"
-        with _learning(settings, log, table, len(entries), f"; try {example}"):
+        with typing_and_learning(settings, log, table, len(entries), f"; try {example}"):
             run(serve_here(api, settings.serving))
     # Else the interpreter looks through all of this for cycles, for seconds, before it ends.
     gc.freeze()
@@ -114,7 +114,7 @@ class SharedLog(MemoryLog):
 
 
 @contextmanager
-def _learning(
+def typing_and_learning(
     settings: Settings, log: SharedLog, table: MemoryTable, n_events: int, then: str = ""
 ) -> Iterator[None]:
     """Type and learn in threads as long as the block runs; tell how far it has come, and then more.

@@ -172,6 +172,12 @@ def _add_pair(
 
 
 @njit(cache=True)
+def _visit_weight(scale: float, after_ms: int, gap_ms: int) -> Any:
+    """Return what a visit so long after another one adds to their pair; ``scale`` is its decay."""
+    return np.float32(scale * (1.0 / (1.0 + after_ms / gap_ms)))
+
+
+@njit(cache=True)
 def _add_visits(
     items: NDArray[np.int64],
     ts_ms: NDArray[np.int64],
@@ -197,8 +203,7 @@ def _add_visits(
             before = history[n, k]
             if before < 0 or before == item:
                 continue
-            near = 1.0 / (1.0 + (ts_ms[n] - history_ts_ms[n, k]) / gap_ms)
-            weight = np.float32(scale * near)
+            weight = _visit_weight(scale, ts_ms[n] - history_ts_ms[n, k], gap_ms)
             _add_pair(before, item, weight, m, others, weights, lists, starts, sizes, classes)
             _add_pair(item, before, weight, m, others, weights, lists, starts, sizes, classes)
             mass[before] += weight
@@ -265,8 +270,7 @@ def _take_visits(
             before = history[n, k]
             if before < 0 or before == item:
                 continue
-            near = 1.0 / (1.0 + (ts_ms[n] - history_ts_ms[n, k]) / gap_ms)
-            weight = np.float32(scale * near)
+            weight = _visit_weight(scale, ts_ms[n] - history_ts_ms[n, k], gap_ms)
             _take_pair(before, item, weight, others, weights, lists, starts, sizes, classes, mass)
             _take_pair(item, before, weight, others, weights, lists, starts, sizes, classes, mass)
 

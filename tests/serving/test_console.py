@@ -21,7 +21,7 @@ from granian.constants import Interfaces
 from granian.server.embed import Server
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from deploy.demo import SharedLog, _learning
+from deploy.demo import SharedLog, typing_and_learning
 from deploy.service import free_port, wait_until
 from serving.api.letters import KafkaLetterbox
 from serving.api.pages import CONSOLE
@@ -137,7 +137,7 @@ def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     entries = list(happened(900))
     log.append(INTERACTIONS, entries, timestamp_ms=time.time_ns() // 1_000_000)
     with (
-        _learning(settings, log, table, len(entries)),
+        typing_and_learning(settings, log, table, len(entries)),
         served(folder, table, log, settings) as address,
     ):
         ready = lambda: status(f"{address}/readyz") == status(f"{address}/v1/history/u1") == 200
