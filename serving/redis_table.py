@@ -219,8 +219,10 @@ class RedisTable:
         commands = self._commands(layout, keys, update)
         barrier = msgspec.json.encode(update.barrier)
         with self._fenced(keys.barrier) as (pipe, in_view):
-            self._nodes.run(self._forgotten_elsewhere(update.gone_users))
-            told = [_changed(keys, update.changes())] if in_view else []
+            forgotten, told = self._elsewhere(update)
+            commands += forgotten
+            if in_view:
+                told.append(_changed(keys, update.changes()))
             if in_view and not self._nodes.is_cluster:
                 for command in commands + told:
                     pipe.execute_command(*command)
@@ -382,19 +384,21 @@ class RedisTable:
             )
         return msgspec.json.decode(value, type=_Head)
 
-    def _forgotten_elsewhere(self, gone_users: Collection[str]) -> list[Command]:
-        """Return what takes users out of the other epochs that are kept."""
-        commands: list[Command] = []
-        if not gone_users:
-            return commands
+    def _elsewhere(self, update: Update) -> tuple[list[Command], list[Command]]:
+        """Return what takes users out of the other epochs that are kept, and what tells those."""
+        forgotten: list[Command] = []
+        told: list[Command] = []
+        changes = update.changes_elsewhere()
+        if not any(changes[1:]):
+            return forgotten, told
         (flipped,) = self._nodes.run([("SMEMBERS", self._flipped_key)])
-        told = encode_changes(Changes("", gone_users=frozenset(gone_users)))
         for number in set(map(int, flipped)) - {self._epoch}:
             keys = _Keys(self._namespace, number)
-            commands += [("UNLINK", keys.user(one), keys.seen(one)) for one in gone_users]
-            commands += _on_members("SREM", {keys.users: gone_users})
-            commands.append(("XADD", keys.changes, "NOMKSTREAM", "*", "ids", told))
-        return commands
+            gone_users = update.gone_users
+            forgotten += [("UNLINK", keys.user(one), keys.seen(one)) for one in gone_users]
+            forgotten += _on_members("SREM", {keys.users: gone_users})
+            told.append(_changed(keys, changes, "NOMKSTREAM"))  # it may have run out
+        return forgotten, told
 
     def _commands(self, layout: Layout, keys: _Keys, update: Update) -> list[Command]:
         """Return what writes an update, all but its barrier."""
@@ -653,10 +657,10 @@ class _RedisReader:
             return msgspec.json.decode(value, type=Barrier), answers
 
 
-def _changed(keys: _Keys, changes: Changes) -> Command:
+def _changed(keys: _Keys, changes: Changes, *options: str) -> Command:
     """Return what adds to the change feed."""
     trimmed = "MAXLEN", CHANGES_KEPT, "*"
-    return ("XADD", keys.changes, *trimmed, "ids", encode_changes(changes))
+    return ("XADD", keys.changes, *options, *trimmed, "ids", encode_changes(changes))
 
 
 def _on_members(name: str, members: Mapping[str, Iterable[str]]) -> Iterator[Command]:

@@ -87,16 +87,28 @@ class Update:
     gone_users: Collection[str] = ()
     gone_items: Collection[str] = ()
 
-    def changes(self, cursor: str = "") -> Changes:
+    def changes(self) -> Changes:
         """Return what the update touches, for the change feed."""
         items = () if self.items is None else self.items.ids
         users = () if self.users is None else self.users.ids
         return Changes(
-            cursor,
+            "",
             frozenset((*items, *self.covisited, *self.item_attributes)),
             frozenset(self.gone_items),
             frozenset((*users, *self.seen, *self.user_attributes)),
             frozenset(self.gone_users),
+        )
+
+    def changes_elsewhere(self) -> Changes:
+        """Return what the update touches in the other epochs that are kept, for their feeds.
+
+        There an item that is gone keeps its row, but not its attributes.
+        """
+        return Changes(
+            "",
+            items=frozenset((*self.item_attributes, *self.gone_items)),
+            users=frozenset(self.user_attributes),
+            gone_users=frozenset(self.gone_users),
         )
 
 
@@ -331,9 +343,9 @@ class _Feed:
     def cursor(self) -> str:
         return str(self._last)
 
-    def add(self, update: Update) -> None:
+    def add(self, changes: Changes) -> None:
         self._last += 1
-        self._entries.append(update.changes(self.cursor))
+        self._entries.append(changes._replace(cursor=self.cursor))
 
     def after(self, cursor: str) -> Changes:
         n_new = self._last - int(cursor) if cursor.isdecimal() else -1
@@ -398,13 +410,13 @@ class MemoryTable:
             {one: encode_attributes(attributes) for one, attributes in each.items()}
             for each in (update.item_attributes, update.user_attributes)
         ]
-        kept = self._kept
+        kept, elsewhere = self._kept, update.changes_elsewhere()
         with self._lock:
             _forget(update.gone_users, epoch.users, epoch.seen, kept.user_attributes)
-            for other, feed in self._flipped.values() if update.gone_users else ():
+            for other, feed in self._flipped.values() if any(elsewhere[1:]) else ():
                 if other is not epoch:
                     _forget(update.gone_users, other.users, other.seen)
-                    feed.add(Update(barrier=update.barrier, gone_users=update.gone_users))
+                    feed.add(elsewhere)
             _forget(update.gone_items, epoch.items, epoch.covisited, kept.item_attributes)
             epoch.users.update(users)
             epoch.items.update(items)
@@ -418,7 +430,7 @@ class MemoryTable:
             if weights is not None:
                 epoch.weights = weights
             epoch.barrier = update.barrier
-            self._feed.add(update)
+            self._feed.add(update.changes())
             self._lock.notify_all()
 
     def flip(self) -> None:

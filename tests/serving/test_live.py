@@ -236,6 +236,28 @@ def test_attributes_follow() -> None:
         assert sorted(ids(ask(live, "/v1/popular", filter=["tag:sea"]))) == ["i2", "i3"]
 
 
+def test_attributes_follow_into_a_model_that_is_pinned() -> None:
+    said = {"i1": {"tag": "sea"}, "i2": {"tag": "sea"}}
+    table = published(update(item_attributes=said, users=user("u", [1, 0])))
+    table.pin(table.reader().epoch)
+    publish(table, update(2))
+    with following(table) as live:
+        pinned = live.copy
+        assert pinned is not None
+        assert ask(live, "/v1/features/{user}", user="u").attributes == {}
+        more = {"i1": {}, "i3": {"tag": "sea"}, "only said": {"tag": "sea", "created_ms": 5}}
+        gone, born = ["i2"], {"u": {"city": "Rome"}}
+        table.publish(update(3, item_attributes=more, user_attributes=born, gone_items=gone))
+        until(live, lambda _: pinned.attributes.of("i3"), "the attributes")
+        assert pinned.attributes.items({"tag": ["sea"]}) == {"i3", "only said"}
+        assert ids(ask(live, "/v1/popular", filter=["tag:sea"])) == ["i3"]
+        assert ids(ask(live, "/v1/latest")) == ["only said"]
+        assert "i2" in ids(ask(live, "/v1/popular"))  # the model that is pinned still has it
+        until(live, lambda _: pinned.user("u") is None, "the user to be marked")
+        assert ask(live, "/v1/features/{user}", user="u").attributes == {"city": "Rome"}
+        assert live.copy is pinned
+
+
 def test_a_pinned_model_answers() -> None:
     table = published(update(5))
     with following(table) as live:

@@ -326,6 +326,51 @@ def at_step(step: int) -> Update:
     )
 
 
+def test_attributes_and_erasures_are_told_to_every_epoch_that_is_kept(table: Table) -> None:
+    first = published(table, Update(barrier=BARRIER, items=items(("5239", 1.0, 1))))
+    second = published(table, at_step(2))
+    start, own = first.cursor(), second.cursor()
+    table.publish(at_step(3))
+    assert first.cursor() == start  # rows are the newest epoch's alone
+    table.publish(
+        Update(
+            barrier=BARRIER,
+            items=items(("4", 1.0, 1)),
+            seen={"10": ["4"]},
+            item_attributes={"17": {"author": "a"}, "8": {}},
+            user_attributes={"712": {"age": 30}},
+            gone_items=["5239"],
+            gone_users=["9"],
+        )
+    )
+    told = first.changes(start)
+    assert told.items == {"17", "8", "5239"}
+    assert not told.gone_items
+    assert told.users == {"712"}
+    assert told.gone_users == {"9"}
+    assert first.item_attributes(["17"]) == {"17": {"author": "a"}}
+    assert list(first.items(["5239"]).ids) == ["5239"]
+    assert second.changes(own).gone_items == {"5239"}
+    own = second.cursor()
+    table.begin(LAYOUT)
+    table.publish(Update(barrier=BARRIER, item_attributes={"5": {"author": "a"}}))
+    for reader, cursor in ((first, told.cursor), (second, own)):
+        assert reader.changes(cursor).items == {"5"}  # of an epoch that is not in view yet
+
+
+def test_what_is_told_to_other_epochs_is_remembered_as_long_as_their_own(table: Table) -> None:
+    first = published(table, at_step(1))
+    published(table, at_step(2))
+    start = first.cursor()
+    said = Update(barrier=BARRIER, user_attributes={"712": {"age": 30}})
+    for _ in range(CHANGES_KEPT - 1):
+        table.publish(said)
+    assert first.changes(start).users == {"712"}
+    table.publish(said)
+    table.publish(said)
+    assert first.changes(start).whole
+
+
 def test_readers_are_given_the_pinned_epoch_until_it_is_let_go(table: Table) -> None:
     assert table.epochs() == []
     first = published(table, at_step(1)).epoch
