@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from serving.catalogue import Catalogue, Mirror
 from serving.changes import Changes
 from serving.filtering import Attributes, values_of
+from serving.neighbours import Everybody
 from serving.retrieval import History
 from serving.rows import Recent
 from serving.table import Reader, Table
@@ -133,6 +134,12 @@ class Copy:
     """One epoch in memory. One thread takes changes in and any number ask.
 
     Users are read when they are asked for and kept, the least recently asked for least long.
+
+    Attributes
+    ----------
+    everybody
+        The vectors of all users, to be compared.
+
     """
 
     def __init__(
@@ -151,6 +158,7 @@ class Copy:
         """Users who were erased while they are being read."""
         self._lock = threading.Lock()
         self._tastes = _Tastes()
+        self.everybody = Everybody(reader)
         self.averages = _averages(self.catalogue)
         self._exact_up_to = exact_up_to
         self._index: Index | None = None
@@ -208,19 +216,6 @@ class Copy:
         with self._lock:
             return [user_id for user_id, _ in zip(reversed(self._users), range(n), strict=False)]
 
-    def near(self, user: User, n: int) -> list[tuple[str, float]]:
-        """Return the users in memory whose vectors point most nearly the same way, with cosines."""
-        with self._lock:
-            others = [one for one in self._users.values() if one.user_id != user.user_id]
-        others = [one for one in others if one.vector is not None]
-        if user.vector is None or not others:
-            return []
-        vectors = np.stack([one.vector for one in others if one.vector is not None])
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(user.vector)
-        cosines = (vectors @ user.vector) / np.where(lengths > 0, lengths, 1)
-        best = np.argsort(-cosines, kind="stable")[:n]
-        return [(others[at].user_id, float(cosines[at])) for at in best.tolist()]
-
     def taste_of(self, attributes: Mapping[str, Any]) -> NDArray[np.float32] | None:
         """Return the average vector of users who share attributes; ``None`` if nobody does."""
         return self._tastes.of(attributes)
@@ -275,6 +270,7 @@ class Copy:
         """
         if changes.whole:
             return self._take_whole(changes.cursor)
+        self._let_go(changes.gone_users)  # first: it needs no answer
         if changes.items or changes.gone_items:
             self._mirror.refresh(changes.items, changes.gone_items)
             said = self.reader.item_attributes(sorted(changes.items))
@@ -282,13 +278,13 @@ class Copy:
             self._refresh_index(changes.items | changes.gone_items)
         else:
             self._mirror.refresh(())
-        self._let_go(changes.gone_users)
         self._mark(changes.users)
         self.averages = _averages(self.catalogue)
         self.cursor = changes.cursor
         return None
 
     def _take_whole(self, cursor: str) -> None:
+        self.everybody.let_all_go()  # nobody knows who was erased
         there = set(self.reader.item_ids())
         known = self.catalogue
         held = set(known.ids(np.flatnonzero(known.known)))
@@ -314,7 +310,8 @@ class Copy:
         else:
             self._index.refresh(catalogue, catalogue.rows(changed))
 
-    def _let_go(self, user_ids: Iterable[str]) -> None:
+    def _let_go(self, user_ids: Collection[str]) -> None:
+        self.everybody.let_go(user_ids)
         with self._lock:
             for user_id in user_ids:
                 if self._users.pop(user_id, None) is not None:
@@ -323,7 +320,8 @@ class Copy:
                     self._gone.add(user_id)
                 self._tastes.forget(user_id)
 
-    def _mark(self, user_ids: Iterable[str]) -> None:
+    def _mark(self, user_ids: Collection[str]) -> None:
+        self.everybody.mark(user_ids)
         with self._lock:
             self._old.update(u for u in user_ids if u in self._users or u in self._reading)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from serving.catalogue import PAIR, Catalogue
 from serving.filtering import Wanted
 from serving.live import Averages, Copy, Live, User, wall_ms
+from serving.neighbours import Nearest
 from serving.rerank import rerank
 from serving.retrieval import NO_HISTORY, History, Query, Ranked, recommend
 from stream.errors import TableError
@@ -50,6 +51,8 @@ _TASTE: Final[dict[Step, str]] = {
 }
 _POPULAR: Final = "is popular now"
 _COVISITED: Final = "goes with items met lately"
+
+T = TypeVar("T")
 
 _log = logging.getLogger("tidegraph.serving")
 
@@ -253,10 +256,13 @@ class Recommender:
         self._task: asyncio.Task[None] | None = None
         self._hung = False
         self._reader = ThreadPoolExecutor(1, "users")
+        self._comparer = ThreadPoolExecutor(1, "neighbours")  # the reader may hang
+        self._gathering: dict[Copy, asyncio.Task[None]] = {}
 
     def close(self) -> None:
-        """Let go of the thread."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        """Let go of the threads."""
+        for threads in (self._reader, self._comparer):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def recommend(self, ask: Ask) -> Recommendations:
         """Return a list.
@@ -321,6 +327,26 @@ class Recommender:
             if copy is self._live.copy:
                 break
         return copy
+
+    async def nearest(self, copy: Copy, user: User, n: int) -> Nearest | None:
+        """Return the published users most like one; those who have changed are read before.
+
+        Returns
+        -------
+        Nearest
+            Of those who are in memory if the table does not answer; ``None`` if nobody is.
+
+        """
+        if user.vector is None or not user.vector.any():  # which points nowhere
+            return Nearest([], 0)
+        if not self._live.away and not self._hung:
+            gathering = self._gathering.get(copy)
+            if gathering is None:
+                gathering = asyncio.get_running_loop().create_task(self._gather(copy))
+                self._gathering[copy] = gathering
+            await asyncio.shield(gathering)  # others wait for it too
+        loop, compare = asyncio.get_running_loop(), copy.everybody.nearest
+        return await loop.run_in_executor(self._comparer, compare, user.user_id, user.vector, n)
 
     def in_view(self) -> Copy:
         """Return the epoch in view.
@@ -413,12 +439,26 @@ class Recommender:
     async def _read(self, copy: Copy, user_ids: Collection[str]) -> None:
         """Read users; return after a while in any case."""
         self._live.users_read += len(user_ids)
-        loop = asyncio.get_running_loop()
-        reading = loop.run_in_executor(self._reader, _read, copy, user_ids)
+        await self._by_reader(copy.read, user_ids)
+
+    async def _gather(self, copy: Copy) -> None:
+        """Read who is to be compared, part by part, so that other reads come in between."""
+        try:
+            more = await self._by_reader(copy.everybody.begin)
+            while more:
+                more = await self._by_reader(copy.everybody.go_on)
+        finally:
+            del self._gathering[copy]
+
+    async def _by_reader(self, job: Callable[..., T], *about: Any) -> T | None:
+        """Have the thread ask the table; return ``None`` if there is no answer for a while."""
+        reading = asyncio.get_running_loop().run_in_executor(self._reader, _try, job, about)
         _, late = await asyncio.wait({reading}, timeout=READ_S)
         if late:
             self._hung = True
             reading.add_done_callback(self._answers_again)
+            return None
+        return reading.result()
 
     def _answers_again(self, _: asyncio.Future[Any]) -> None:
         self._hung = False
@@ -571,11 +611,14 @@ def listed(
     return lists
 
 
-def _read(copy: Copy, user_ids: Collection[str]) -> None:
+def _try(job: Callable[..., T], about: Sequence[Any]) -> T | None:
     try:
-        copy.read(user_ids)
+        return job(*about)
     except TableError as error:
         _log.debug("users cannot be read: %s", error)  # Live tells of it, once
+    except Exception:  # noqa: BLE001 - what is in memory must do
+        _log.exception("users cannot be read")
+    return None
 
 
 def _age_ms(user: User | None, now_ms: int) -> int | None:

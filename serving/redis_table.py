@@ -554,6 +554,10 @@ class _RedisReader:
         known, values = self._rows(user_ids, self._keys.user)
         return decode_users(self.layout, known, values)
 
+    def user_ids(self, most: int) -> list[str]:
+        _, (drawn,) = self._ask([("SRANDMEMBER", self._keys.users, most)])
+        return [user_id.decode() for user_id in drawn]
+
     def items(self, item_ids: Sequence[str]) -> ItemRows:
         known, values = self._rows(item_ids, self._keys.item)
         return decode_items(self.layout, known, values)

@@ -9,6 +9,7 @@ tells about itself belong to no epoch. ``serving.redis_table`` is the same over 
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -155,6 +156,10 @@ class Reader(Protocol):
 
     def users(self, user_ids: Sequence[str]) -> UserRows:
         """Return the rows of the users that are known, in the order asked for."""
+        ...
+
+    def user_ids(self, most: int) -> list[str]:
+        """Return every published user once, in no order; of more than ``most`` a random draw."""
         ...
 
     def items(self, item_ids: Sequence[str]) -> ItemRows:
@@ -574,6 +579,11 @@ class _MemoryReader:
     def users(self, user_ids: Sequence[str]) -> UserRows:
         found = self._find(user_ids, self._rows.users)
         return decode_users(self.layout, *_unzip(found))
+
+    def user_ids(self, most: int) -> list[str]:
+        with self._lock:
+            everybody = list(self._rows.users)
+        return everybody if len(everybody) <= most else random.sample(everybody, most)
 
     def items(self, item_ids: Sequence[str]) -> ItemRows:
         found = self._find(item_ids, self._rows.items)

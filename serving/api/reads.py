@@ -265,10 +265,22 @@ class Neighbour(msgspec.Struct, frozen=True):
 
 
 class Neighbours(Origin, frozen=True, kw_only=True):
-    """Users most like one, among those whom this server keeps in memory."""
+    """Users most like one, among all that are published.
+
+    Parameters
+    ----------
+    user
+        Whose.
+    users
+        The most alike first, as the log knows them.
+    among
+        How many were compared: where more are published, 200,000 drawn at random.
+
+    """
 
     user: str
     users: list[Neighbour]
+    among: int
 
 
 class Dated(msgspec.Struct, frozen=True):
@@ -345,8 +357,8 @@ class Graph(Origin, frozen=True, kw_only=True):
         The latest typed edges, newest first.
     items
         For each item liked lately, what is visited with it.
-    users
-        The most alike users in memory.
+    users, among
+        As in ``GET /v1/users/{user}/neighbours``.
 
     """
 
@@ -354,6 +366,7 @@ class Graph(Origin, frozen=True, kw_only=True):
     edges: list[Edge]
     items: dict[str, list[Similar]]
     users: list[Neighbour]
+    among: int
 
 
 class Features(Origin, frozen=True, kw_only=True):
@@ -488,8 +501,8 @@ class _Reads:
 
     async def neighbours(self, call: Call) -> Neighbours:
         copy, user = await self._user(call)
-        found = _neighbours(copy, user, call.query.n)
-        return Neighbours(user=call.path["user"], users=found, **self._origin(copy))
+        near = await self._near(call, copy, user)
+        return Neighbours(user=call.path["user"], **near, **self._origin(copy))
 
     async def popular(self, call: Call) -> Recommendations:
         return await self._list(Ask(n=call.query.n, wanted=_wanted(call.query.filter)))
@@ -542,12 +555,13 @@ class _Reads:
 
     async def graph(self, call: Call) -> Graph:
         copy, user = await self._user(call)
+        near = await self._near(call, copy, user)
         n, ids = call.query.n, copy.catalogue.ids(user.history.rows)
         return Graph(
             user=call.path["user"],
             edges=_edges(user),
             items={item: _visited_with(copy, item, n) for item in ids},
-            users=_neighbours(copy, user, n),
+            **near,
             **self._origin(copy),
         )
 
@@ -610,16 +624,18 @@ class _Reads:
         except Unready:
             raise _unready() from None
         if user is None and self._live.away:
-            raise Problem(
-                503,
-                "unavailable",
-                f"the user {name!r} is not in memory, and the table does not answer; "
-                "ask again later",
-                headers={"Retry-After": "1"},
-            )
+            raise _unavailable(f"the user {name!r} is not in memory")
         if user is None or (user.vector is None and not user.attributes and not user.recent):
             raise _unknown("user", name)
         return copy, user
+
+    async def _near(self, call: Call, copy: Copy, user: User) -> dict[str, Any]:
+        """Return who is most like a user, and among how many, as answers tell it."""
+        nearest = await self._recommender.nearest(copy, user, call.query.n)
+        if nearest is None:
+            raise _unavailable("no users are in memory to be compared")
+        users = [Neighbour(one, round(cosine, 4)) for one, cosine in nearest.users]
+        return {"users": users, "among": nearest.among}
 
     def _copy(self) -> Copy:
         if (copy := self._live.copy) is None:
@@ -852,10 +868,6 @@ def _told(ids: Sequence[str], cosines: NDArray[np.float32], by: str) -> list[Sim
     return [Similar(item_id, score, by) for item_id, score in zip(ids, scores, strict=True)]
 
 
-def _neighbours(copy: Copy, user: User, n: int) -> list[Neighbour]:
-    return [Neighbour(one, round(cosine, 4)) for one, cosine in copy.near(user, n)]
-
-
 def _edges(user: User) -> list[Edge]:
     return [Edge(item_id, Kind(kind).label, ts_ms) for item_id, kind, ts_ms in user.recent]
 
@@ -871,6 +883,15 @@ def _floats(vector: NDArray[np.float32]) -> list[float]:
 
 def _unknown(what: str, name: str) -> Problem:
     return Problem(404, f"unknown-{what}", f"nothing is published of the {what} {name!r}")
+
+
+def _unavailable(missing: str) -> Problem:
+    return Problem(
+        503,
+        "unavailable",
+        f"{missing}, and the table does not answer; ask again later",
+        headers={"Retry-After": "1"},
+    )
 
 
 def _unready() -> Problem:

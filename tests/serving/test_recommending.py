@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from unittest.mock import patch
+
+import pytest
 
 from serving import recommending
 from serving.live import Copy
@@ -31,6 +34,31 @@ def test_lists_of_one_request_are_of_one_model() -> None:
         live.__exit__()  # this test alone says which model is in view
         live._copy = first
         assert asyncio.run(flip_in_between()) == {second.epoch}
+
+
+class Broken:
+    """A reader with a defect where users are read."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def users(self, user_ids: Any) -> Any:
+        raise ValueError("a defect")
+
+
+def test_a_defect_in_reading_a_user_costs_the_vector_and_not_the_list(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with following(published(update(users=user("u", [1, 0])))) as live:
+        assert live.copy is not None
+        live.copy.reader = Broken(live.copy.reader)
+        answer = asyncio.run(Recommender(live).recommend(Ask(user_id="u")))
+    assert answer.answered_by == "popularity"
+    assert answer.items
+    assert "users cannot be read" in caplog.text
 
 
 def test_requests_that_wait_together_are_scored_together() -> None:

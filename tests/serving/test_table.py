@@ -302,6 +302,19 @@ def test_a_cursor_that_is_not_known_means_that_everything_may_have_changed(table
         assert found.cursor == reader.cursor()
 
 
+def test_users_are_named_once_each_and_of_too_many_some_are_drawn_at_random(table: Table) -> None:
+    assert published(table, Update(barrier=BARRIER)).user_ids(9) == []
+    everybody = {f"ü{n}" for n in range(5)}
+    rows = users(*((name, 1.0, 60) for name in ["gone", *everybody]))
+    reader = published(table, Update(barrier=BARRIER, users=rows, seen={"only seen": ["5239"]}))
+    table.publish(Update(barrier=BARRIER, gone_users=["gone"]))
+    for most in (5, 6):
+        assert sorted(reader.user_ids(most)) == sorted(everybody)
+    draws = [reader.user_ids(2) for _ in range(99)]
+    assert all(len(set(drawn)) == len(drawn) == 2 for drawn in draws)
+    assert {name for drawn in draws for name in drawn} == everybody
+
+
 def test_who_waits_for_changes_gets_them_when_they_come(table: Table) -> None:
     reader = published(table, Update(barrier=BARRIER))
     start = reader.cursor()

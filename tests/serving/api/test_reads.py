@@ -230,6 +230,7 @@ def test_what_is_published_of_a_user() -> None:
         assert graph["edges"] == history["events"]
         assert [one["item"] for one in graph["items"]["i0"]] == ["i3", "i4"]
         assert graph["users"] == [{"user": "n", "score": 0.96}]
+        assert graph["among"] == 1
         neighbours = ask(live, "/v1/users/{user}/neighbours", user="u")
         assert [one.user for one in neighbours.users] == ["n"]
         embedding = ask(live, "/v1/embeddings/users/{user}", user="u")
