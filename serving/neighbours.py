@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.kernels import take_best
 from serving.table import Reader
 from stream.errors import TableError
 
@@ -175,10 +174,11 @@ class Everybody:
             own = self._rows.get(user_id)
             if own is not None:
                 cosines[own] = -np.inf
-            rows, best = np.empty(n, np.int64), np.empty(n, np.float32)
-            found = take_best(cosines, rows, best)
-            ids = [self._ids[row] for row in rows[:found].tolist()]
-        told = np.clip(best[:found], -1, 1).tolist()  # rounded to fp16, some are a little longer
+            rows = np.argpartition(-cosines, min(n, cosines.size) - 1)[:n]
+            rows = rows[np.argsort(-cosines[rows], kind="stable")]
+            rows = rows[np.isfinite(cosines[rows])]
+            ids = [self._ids[row] for row in rows.tolist()]
+        told = np.clip(cosines[rows], -1, 1).tolist()  # rounded to fp16, some are a little longer
         return Nearest(list(zip(ids, told, strict=True)), len(cosines) - (own is not None))
 
     def _put(self, user_ids: Sequence[str], directions: NDArray[np.float16]) -> None:
