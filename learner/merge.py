@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from stream.errors import BadEvent
 from stream.events import Erasure, Feedback, FeedbackBatch, decode_feedback
 from stream.log import Record
+from stream.retyping import retyped
+from stream.typing_rules import RuleSet
 
 EVENT, ERASURE, UNREADABLE = range(3)
 """What a row is. The last two hold their place in the order; their columns say nothing."""
@@ -87,7 +89,9 @@ class Rows:
             yield self.take(np.arange(first, len(self))).events(), []
 
 
-def read_rows(records: Sequence[Record], *, read_ms: int) -> tuple[Rows, list[str]]:
+def read_rows(
+    records: Sequence[Record], *, read_ms: int, rules: RuleSet | None = None
+) -> tuple[Rows, list[str]]:
     """Return records as rows, and for each that cannot be read where it lies and why.
 
     Parameters
@@ -96,6 +100,8 @@ def read_rows(records: Sequence[Record], *, read_ms: int) -> tuple[Rows, list[st
         Of the topic ``feedback``.
     read_ms
         When they were read, by the wall clock.
+    rules
+        By which events are typed anew; ``None`` leaves them as they were typed.
 
     """
     what = np.full(len(records), EVENT, np.int8)
@@ -116,6 +122,9 @@ def read_rows(records: Sequence[Record], *, read_ms: int) -> tuple[Rows, list[st
                 what[row], event = ERASURE, Feedback(1, "", event.erase_user, "", 0, "none", 0.0)
             events.append(event)
         batch = FeedbackBatch.from_feedback(events)
+    if rules is not None:
+        values = [record.value for record in records]
+        batch = retyped(batch, values, rules, rows=np.flatnonzero(what == EVENT))
     n = len(records)
     stamps_ms = np.empty((n, 3), np.int64)
     stamps_ms[:, :2] = np.array([_stamps(record) for record in records]).reshape(n, 2)

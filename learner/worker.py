@@ -31,6 +31,7 @@ from stream.errors import BadPosition, BadSnapshot, LogError, TableError, TableT
 from stream.events import Kind
 from stream.log import Log, Positions, advance
 from stream.settings import Settings
+from stream.typing_rules import load_rules
 
 Start = Literal["snapshot", "earliest", "latest"] | int
 """Where to begin: a place, or the time since which records were appended, in ms."""
@@ -100,6 +101,8 @@ class LearnerWorker:
         If the folder belongs to another process, or its snapshots were made with something else.
     BadPosition
         If the log does not have what lies at the snapshot's position.
+    BadRules
+        If the rules by which events are to be typed anew must not be used.
 
     """
 
@@ -137,6 +140,7 @@ class LearnerWorker:
             twin=build if self.settings.frozen else None,
         )
         self._publisher = Publisher(table, self.graph, self.model, now_ms=_now_ms, dim=config.dim)
+        self._rules = load_rules(self.settings.rules) if self.settings.rules else None
         self._snapshot_key = snapshot_key(self.settings)
         self._saving = Saving(
             Path(self.settings.snapshots),
@@ -289,7 +293,7 @@ class LearnerWorker:
         records = self._log.read(TOPIC, wanted, limit=_READ)
         now_s = time.monotonic()
         if records:
-            rows, told = read_rows(records, read_ms=_now_ms())
+            rows, told = read_rows(records, read_ms=_now_ms(), rules=self._rules)
             for each in told:
                 _log.error("left out a record that cannot be read: %s", each)
             self._read_to = advance(self._read_to, records)
@@ -539,7 +543,9 @@ def fingerprint(settings: Settings, model: STAHawkesConfig, graph: GraphConfig) 
 
     The device is left out: what was learned on one goes on on the other.
     """
-    made_of = (settings.kafka.topic(TOPIC), replace(model, device="cpu"), graph)
+    made_of: tuple[Any, ...] = settings.kafka.topic(TOPIC), replace(model, device="cpu"), graph
+    if settings.learner.rules:
+        made_of += (settings.learner.rules,)
     return blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
 
 

@@ -393,6 +393,7 @@ class Live:
         self._copy: Copy | None = None
         self._wanted: frozenset[int] = frozenset()  # besides the one in view
         self._others: dict[int, Copy] = {}  # those of them that are there; replaced as a whole
+        self._learners: dict[str, Live] = {}  # what others publish beside; replaced as a whole
         self._choosing = threading.Lock()  # which copies there are
         self._popular = Popular([], [])
         self.users_read = 0  # since the start, as requests asked for them
@@ -414,6 +415,8 @@ class Live:
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
+        for live in self._learners.values():
+            live.__exit__()
 
     @property
     def copy(self) -> Copy | None:
@@ -422,18 +425,26 @@ class Live:
 
     @property
     def others(self) -> bool:
-        """Whether epochs besides the one in view are in memory."""
-        return bool(self._others)
+        """Whether epochs besides the one in view are in memory, or other learners' models."""
+        return bool(self._others or self._learners)
 
-    def copy_of(self, epoch: int) -> Copy | None:
-        """Return an epoch in memory; ``None`` if it is not followed, or gone."""
+    def copy_of(self, model: int | str) -> Copy | None:
+        """Return an epoch in memory, or what another learner has in view there.
+
+        ``None`` if it is not followed, or gone.
+        """
+        if isinstance(model, str):
+            learner = self._learners.get(model)
+            return None if learner is None else learner.copy
         copy = self._copy
-        if copy is not None and copy.epoch == epoch:
+        if copy is not None and copy.epoch == model:
             return copy
-        return self._others.get(epoch)
+        return self._others.get(model)
 
-    def also(self, epochs: Collection[int]) -> None:
+    def also(self, epochs: Collection[int], learners: Collection[str] = ()) -> None:
         """Follow these epochs besides the one in view, and no others; read those that are there.
+
+        So with what other learners publish beside this one's table.
 
         Raises
         ------
@@ -453,6 +464,25 @@ class Live:
                     self._others = {**self._others, epoch: copy}
             else:
                 _log.warning("the model of epoch %d is gone: the one in view answers for it", epoch)
+        self._follow_learners(learners)
+
+    def _follow_learners(self, learners: Collection[str]) -> None:
+        followed = {name: live for name, live in self._learners.items() if name in learners}
+        for name in sorted(set(learners) - set(followed)):
+            live = Live(
+                self._table.beside(name),
+                stale_s=self._stale_ms / 1_000,
+                users_kept=self._users_kept,
+                exact_up_to=self._exact_up_to,
+                now_ms=self._now_ms,
+            )
+            followed[name] = live.__enter__()
+            if live.copy is None:
+                _log.warning("what %s publishes is not there: the usual model answers for it", name)
+        ended = [live for name, live in self._learners.items() if name not in followed]
+        self._learners = followed
+        for live in ended:
+            live.__exit__()
 
     @property
     def popular(self) -> Popular:
@@ -472,6 +502,11 @@ class Live:
         if copy is None or self.away:
             return True
         return self._now_ms() - copy.catalogue.barrier.published_ms > self._stale_ms
+
+    def stale_in(self, copy: Copy) -> bool:
+        """Whether what is in memory of a copy's learner may be behind what that has learned."""
+        of = (live for live in self._learners.values() if live.copy is copy)
+        return next(of, self).stale
 
     def state(self) -> State:
         """Return how this process stands with the table."""

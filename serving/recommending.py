@@ -193,7 +193,7 @@ class Ask:
     leave_out_seen
         Whether what the user has met is left out, and the context.
     model
-        Epoch to answer from, where it is in memory; ``None`` is the one in view.
+        Epoch to answer from, or the learner, where it is in memory; ``None`` is the one in view.
     diversity
         As in :func:`serving.rerank.rerank`; 0 keeps the order of the scores.
 
@@ -206,7 +206,7 @@ class Ask:
     include: Collection[str] | None = None
     wanted: Wanted = field(default_factory=dict)
     leave_out_seen: bool = True
-    model: int | None = None
+    model: int | str | None = None
     diversity: float = 0.0
 
     @property
@@ -348,6 +348,11 @@ class Recommender:
         loop, compare = asyncio.get_running_loop(), copy.everybody.nearest
         return await loop.run_in_executor(self._comparer, compare, user.user_id, user.vector, n)
 
+    def answered_from(self, model: int | str | None, answer: Recommendations) -> bool:
+        """Tell whether an answer is of the model that was asked for."""
+        copy = None if model is None else self._live.copy_of(model)
+        return model is None or (copy is not None and copy.epoch == answer.model)
+
     def in_view(self) -> Copy:
         """Return the epoch in view.
 
@@ -478,7 +483,7 @@ class Recommender:
             for ask, each in zip(asks, recommend(catalogue, queries), strict=True)
         ]
         items = listed(catalogue, copy.averages, starts, found)
-        stale, now_ms = self._live.stale, wall_ms()
+        stale, now_ms = self._live.stale_in(copy), wall_ms()
         barrier = catalogue.barrier
         return [
             Recommendations(

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -167,11 +168,14 @@ class RedisTable:
     def __init__(
         self, url: str, *, namespace: str = "tidegraph", password: str = "", ca_file: str = ""
     ) -> None:
+        self._nodes = RedisNodes(url, password=password, ca_file=ca_file)
+        self._begin_under(namespace)
+
+    def _begin_under(self, namespace: str) -> None:
         if not re.fullmatch(r"[\w.-]+", namespace, re.ASCII):
             raise BadSettings(
                 f"a namespace is letters, digits, '_', '.' and '-', got {namespace!r}"
             )
-        self._nodes = RedisNodes(url, password=password, ca_file=ca_file)
         self._namespace = namespace
         self._layout: Layout | None = None
         self._epoch = 0
@@ -312,6 +316,12 @@ class RedisTable:
         command = ("SET", self._kept_key, named) if epochs else ("UNLINK", self._kept_key)
         with self._nodes.answering():
             self._nodes.run([command])
+
+    def beside(self, namespace: str) -> RedisTable:
+        """Return the table under another namespace, over the same connections."""
+        other = copy(self)
+        other._begin_under(namespace)
+        return other
 
     def info(self) -> TableInfo:
         """Look at the epoch in view, for an operator: what it holds and how fresh it is."""

@@ -301,6 +301,17 @@ class Table(Protocol):
         """
         ...
 
+    def beside(self, namespace: str) -> Table:
+        """Return the table that another learner publishes in the same place, under its own name.
+
+        Raises
+        ------
+        BadSettings
+            If it cannot be a name.
+
+        """
+        ...
+
 
 class _Epoch(msgspec.Struct):
     """The rows of one epoch, encoded."""
@@ -389,6 +400,7 @@ class MemoryTable:
         self._flipped: dict[int, tuple[_Epoch, _Feed]] = {}  # by number, the newest last
         self._pinned: int | None = None
         self._named: frozenset[int] = frozenset()  # by keep
+        self._beside: dict[str, MemoryTable] = {}
         self._kept = _Kept()
 
     def begin(self, layout: Layout) -> int:
@@ -485,6 +497,10 @@ class MemoryTable:
     def keep(self, epochs: Collection[int]) -> None:
         """Keep these epochs from now on, in place of those named before."""
         self._named = frozenset(epochs)
+
+    def beside(self, namespace: str) -> MemoryTable:
+        """Return the table of that name; an empty one if it was never asked for."""
+        return self._beside.setdefault(namespace, MemoryTable())
 
     def save(self, path: Path) -> None:
         """Write the epoch in view to a file, at once or not at all.

@@ -127,6 +127,9 @@ class LearnerSettings(_Section, frozen=True):
 
     Parameters
     ----------
+    rules
+        Name of a shipped rule set, or the path of one, by which events are typed anew before they
+        are learned; empty: as the stream worker has typed them.
     snapshots
         Folder of the snapshots; one learner at a time owns it.
     snapshot_s
@@ -154,6 +157,7 @@ class LearnerSettings(_Section, frozen=True):
 
     """
 
+    rules: str = ""
     snapshots: str = "var/snapshots"
     snapshot_s: Positive = 60.0
     publish_s: Positive = 0.2

@@ -55,6 +55,9 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         How many units it gets, in proportion to the other arms.
     model
         Epoch of the model that answers; ``None`` is the one in view.
+    learner
+        Namespace under which the learner publishes whose model answers, such as one that types
+        events by other rules; ``None`` is the usual one.
     settings
         What else differs.
     shadow
@@ -66,8 +69,19 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: Name
     weight: Weight = 1.0
     model: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)] | None = None
+    learner: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_.-]{1,64}(?!\\n)$")] | None = None
     settings: ListSettings = ListSettings()
     shadow: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be meant."""
+        if self.model is not None and self.learner is not None:
+            raise ValueError(f"want a model or a learner for the arm {self.name!r}, got both")
+
+    @property
+    def answers_from(self) -> int | str | None:
+        """Epoch or learner; ``None`` is what everybody else is answered from."""
+        return self.model if self.learner is None else self.learner
 
     def changes(self) -> set[str]:
         """Return the names of what differs from the usual.
@@ -79,7 +93,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
         """
         named = {f"settings.{name}": value for name, value in asdict(self.settings).items()}
-        named["model"] = self.model
+        named["model"] = self.answers_from
         return {name for name, value in named.items() if value is not None}
 
 

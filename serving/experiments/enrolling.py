@@ -56,7 +56,8 @@ class Enrolment:
     store
         Where experiments are kept.
     follow
-        Is told the models of the experiments that run, before anybody is given them.
+        Is told the models and the learners of the experiments that run, before anybody is given
+        them.
 
     Examples
     --------
@@ -78,7 +79,9 @@ class Enrolment:
     """
 
     def __init__(
-        self, store: Store, follow: Callable[[Collection[int]], None] = lambda _: None
+        self,
+        store: Store,
+        follow: Callable[[Collection[int], Collection[str]], None] = lambda models, learners: None,
     ) -> None:
         self._store = store
         self._follow = follow
@@ -184,7 +187,7 @@ class Enrolment:
         """Read which experiments run."""
         version, _ = known = self._registry.read()
         if version != self._version:
-            self._follow(known.models())
+            self._follow(known.models(), known.learners())
             self._running = tuple(
                 (each, Assigner(each), _answers(each))
                 for each in (entry.experiment for entry in known.running())

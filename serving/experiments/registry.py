@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from serving.experiments.assignment import Experiment
+from serving.experiments.assignment import Arm, Experiment
 from serving.experiments.store import Store
 from serving.table import Table
 from stream.errors import TableError, UserError
@@ -65,8 +65,14 @@ class Entries(NamedTuple):
 
     def models(self) -> set[int]:
         """Return the epochs that arms of those that go on are answered from."""
-        arms = (arm for entry in self.running() for arm in entry.experiment.arms)
-        return {arm.model for arm in arms if arm.model is not None}
+        return {arm.model for arm in self._arms() if arm.model is not None}
+
+    def learners(self) -> set[str]:
+        """Return the learners that arms of those that go on are answered from."""
+        return {arm.learner for arm in self._arms() if arm.learner is not None}
+
+    def _arms(self) -> list[Arm]:
+        return [arm for entry in self.running() for arm in entry.experiment.arms]
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -123,7 +129,8 @@ class Registry:
         ------
         ExperimentRefused
             If the name was used before, another experiment that runs differs in the same, too
-            many run, or the table does not have a model of an arm.
+            many run, or the table does not have a model of an arm, or nobody publishes what its
+            learner should.
 
         """
         _check_models(experiment, table)
@@ -206,6 +213,12 @@ def _check_models(experiment: Experiment, table: Table) -> None:
             f"the table has no model of epoch {', '.join(map(str, sorted(missing)))}; "
             f"it has {', '.join(map(str, there)) or 'none'}"
         )
+    for arm in experiment.arms:
+        if arm.learner is not None and not table.beside(arm.learner).epochs():
+            raise ExperimentRefused(
+                f"no learner publishes under the namespace {arm.learner!r}; start one with "
+                f"TIDEGRAPH_REDIS_NAMESPACE={arm.learner} and a folder of snapshots of its own"
+            )
 
 
 def _check(experiment: Experiment, entries: list[Entry]) -> None:

@@ -228,7 +228,8 @@ def _told(effect: Effect) -> str:
 def _changed(arm: Any) -> list[str]:
     told = msgspec.to_builtins(arm.settings)
     found = [f"{name} {str(value).lower()}" for name, value in told.items()]
-    return found + [f"model of epoch {arm.model}"] * (arm.model is not None)
+    found += [f"model of epoch {arm.model}"] * (arm.model is not None)
+    return found + [f"model of the learner {arm.learner}"] * (arm.learner is not None)
 
 
 def _mixed(results: Results) -> bool:

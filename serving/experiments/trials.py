@@ -68,7 +68,7 @@ def decided(ask: Ask, arms: Sequence[Arm]) -> Ask:
     """Return a request with what arms decide; no two that are shown decide the same."""
     changed: dict[str, Any] = {}
     for arm in arms:
-        changed |= {} if arm.model is None else {"model": arm.model}
+        changed |= {} if arm.answers_from is None else {"model": arm.answers_from}
         changed |= msgspec.to_builtins(arm.settings)
     return replace(ask, **changed) if changed else ask
 
@@ -186,7 +186,7 @@ class Trials:
         finally:
             self._n_beside -= len(shadows)
         for (experiment, arm, ask), answer in zip(shadows, answers, strict=True):
-            if ask.model in {None, answer.model}:  # else the model is gone, and another answered
+            if self._recommender.answered_from(ask.model, answer):  # else it is gone
                 self._enrolment.compare(experiment, arm, shown, [one.item for one in answer.items])
 
 

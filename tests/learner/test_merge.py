@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from learner.merge import ERASURE, EVENT, UNREADABLE, Merge, Rows, read_rows
 from stream.events import Erasure, Feedback, encode
 from stream.log import Record
+from stream.typing_rules import load_rules
 
 IDLE_S = 10.0
 START_MS = 1_650_812_741_000
@@ -167,7 +168,7 @@ def test_the_times_of_a_record_come_from_its_headers() -> None:
 
 
 def test_nothing_read_is_no_rows() -> None:
-    read, told = read_rows([], read_ms=0)
+    read, told = read_rows([], read_ms=0, rules=load_rules("kuairand"))
     assert (len(read), told) == (0, [])
     assert read.stamps_ms.shape == (0, 3)
     merge = Merge([0], idle_s=IDLE_S, now_s=0.0)

@@ -411,6 +411,9 @@ def test_a_second_learner_on_one_folder_is_refused_and_told_who_owns_it(tmp_path
             told(folder), log, MemoryTable(), model=MODEL, graph=GraphConfig(k_user=7)
         ),
         lambda folder, log: LearnerWorker(
+            told(folder, rules="ratings"), log, MemoryTable(), model=MODEL
+        ),
+        lambda folder, log: LearnerWorker(
             msgspec.structs.replace(told(folder), kafka=KafkaSettings(prefix="b.")),
             log,
             MemoryTable(),
@@ -425,6 +428,29 @@ def test_a_snapshot_of_another_model_graph_or_topic_is_refused(
     Driver(tmp_path, log).until(caught_up)
     with pytest.raises(BadSnapshot, match="other settings"):
         change(tmp_path, log).run()
+
+
+def test_a_learner_may_type_events_by_other_rules(tmp_path: Path) -> None:
+    rated = [
+        Feedback(
+            1, f"e{n}", "u", f"i{n}", START_MS + n, "implicit_negative", 0.1, "skipped",
+            "kuairand-1", {"rating": float(n)},
+        )
+        for n in range(1, 6)
+    ]  # fmt: skip
+    garbage, erasure = (b"u", b"{}"), (b"v", encode(Erasure(1, "v")))
+    log = filled([*((b"u", encode(event)) for event in rated), garbage, erasure], n_partitions=1)
+    driver = Driver(tmp_path, log, rules="ratings").until(caught_up)
+    (row,) = driver.table.reader().users(["u"]).recent
+    kinds = {item_id: Kind(kind).label for item_id, kind, _ in row}
+    assert kinds == {
+        "i5": "explicit_positive",
+        "i4": "implicit_positive",
+        "i3": "implicit_negative",
+        "i2": "explicit_negative",
+        "i1": "explicit_negative",
+    }
+    assert driver.worker.metrics.values["unreadable"] == 1
 
 
 def test_a_log_that_was_made_anew_is_told_from_the_one_that_was_left(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploy.service import free_port
+from deploy.service import free_port, wait_until
 from serving.changes import Changes
 from serving.live import SILENT_MS, Copy
 from serving.redis_table import RedisTable
@@ -293,6 +293,28 @@ def test_models_that_are_named_are_followed_besides() -> None:
         assert other.catalogue.barrier.step == 7
         live.also([])
         assert live.copy_of(first.epoch + 1) is None
+
+
+def test_what_other_learners_publish_is_followed_beside(caplog: pytest.LogCaptureFixture) -> None:
+    table = published(update(5, users=user("u", [1, 0])))
+    other = table.beside("strict")
+    with following(table) as live:
+        live.also([], ["strict"])
+        assert live.copy_of("strict") is None
+        assert "what strict publishes is not there" in caplog.text
+        publish(other, update(9, users=user("u", [0, 1])))
+        wait_until(lambda: live.copy_of("strict") is not None, 30.0, "what strict publishes")
+        theirs, own = live.copy_of("strict"), live.copy
+        assert theirs is not None
+        assert own is not None
+        assert live.others
+        theirs.read(["u"])
+        assert theirs.user("u") is not None
+        assert (theirs.catalogue.barrier.step, own.catalogue.barrier.step) == (9, 5)
+        assert live.stale_in(own) == live.stale
+        live.also([])
+        assert live.copy_of("strict") is None
+        assert not live.others
 
 
 def test_a_model_that_runs_out_is_let_go_and_the_one_in_view_goes_on(

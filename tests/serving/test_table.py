@@ -384,6 +384,18 @@ def test_what_is_told_to_other_epochs_is_remembered_as_long_as_their_own(table: 
     assert first.changes(start).whole
 
 
+def test_what_another_learner_publishes_lies_beside(table: Table) -> None:
+    published(table, Update(barrier=Barrier(step=1, at_ms=10, published_ms=5)))
+    other = table.beside("strict")
+    assert other.epochs() == []
+    published(other, Update(barrier=Barrier(step=7, at_ms=70, published_ms=5)))
+    assert table.reader().barrier().step == 1
+    assert table.beside("strict").reader().barrier().step == 7
+    published(table, Update(barrier=Barrier(step=2, at_ms=20, published_ms=6)))
+    assert [each.step for each in table.epochs()] == [2, 1]
+    assert [each.step for each in other.epochs()] == [7]
+
+
 def test_readers_are_given_the_pinned_epoch_until_it_is_let_go(table: Table) -> None:
     assert table.epochs() == []
     first = published(table, at_step(1)).epoch

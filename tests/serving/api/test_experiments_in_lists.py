@@ -20,9 +20,10 @@ from deploy.service import free_port
 from serving.assembly import build
 from serving.experiments.assignment import Arm, Assigner, Experiment, ListSettings
 from serving.experiments.redis_store import RedisStore
-from serving.experiments.registry import Registry
+from serving.experiments.registry import ExperimentRefused, Registry
 from serving.experiments.results import Collector, results_of
 from serving.experiments.store import MemoryStore, Store
+from serving.live import wall_ms
 from serving.producing import LogSink
 from serving.recommending import Ask, Recommender
 from serving.rerank import rerank
@@ -120,6 +121,31 @@ def test_each_arm_is_answered_from_its_model_and_the_answer_says_so(table: Memor
             assert (alone.model, ids(alone)) == (answer.model, ids(answer))
     assert {answer.model for answer in answers} == {1, 2}
     assert len({answer.request_id for answer in answers}) == len(USERS)
+
+
+def test_an_arm_may_be_another_learner_as_one_with_other_rules(table: MemoryTable) -> None:
+    strict = Arm(name="strict", learner="strict")
+    with pytest.raises(ExperimentRefused, match="no learner publishes under"):
+        started(table, TODAY, strict)
+    publish(table.beside("strict"), update(9, users=everybody([9, 0]), published_ms=wall_ms()))
+    store = started(table, TODAY, strict, Arm(name="hidden", learner="strict", shadow=True))
+    with following(table) as live:
+        made = asking(live, store)
+        for one in USERS:
+            answer = settled(made, partial(listed, user=one, n=3))
+            (part,) = answer.experiments
+            want = (9, "i1") if part.arm == "strict" else (2, "i7")
+            assert (answer.step, answer.items[0].item) == want
+        made.enrolment.flush()
+        assert store.counts("x")["hidden/requests"] == len(USERS)
+        Registry(store).stop("x", table, at_ms=1, by="op")
+        made.enrolment.refresh()
+        assert live.copy_of("strict") is None
+
+
+def test_an_arm_is_a_model_or_a_learner_and_not_both() -> None:
+    with pytest.raises(ValueError, match="a model or a learner"):
+        Arm(name="x", model=1, learner="strict")
 
 
 def test_a_model_of_an_arm_outlives_flips_and_a_restart_and_ends_with_its_experiment(
