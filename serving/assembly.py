@@ -69,6 +69,8 @@ def load_app(settings: Settings, parent: int | None = None) -> Api:
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr
     )
+    # It repeats itself while a broker is away; serving.producing tells of that, and why.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     # One product is too small to share: a second thread would only spin and wait.
     threadpool_limits(1, user_api="blas")
     api = build(

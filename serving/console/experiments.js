@@ -52,6 +52,7 @@ function starting(models, signal, fails) {
   const arm = h("input", { id: "x-arm", required: true, value: "new", pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "Lower-case letters, digits, _ and -", autocomplete: "off" });
   const design = h("select", { id: "x-design" }, h("option", { value: "split" }, "split: each user gets one arm"), h("option", { value: "interleave" }, "interleave: lists of both are mixed"), h("option", { value: "shadow" }, "shadow: answered beside, shown to nobody"));
   const model = h("select", { id: "x-model" }, h("option", { value: "" }, "the one in view"), models.map((each) => h("option", { value: each.epoch }, each.epoch)));
+  const learner = h("input", { id: "x-learner", pattern: "[A-Za-z0-9_.\\-]{1,64}", title: "The namespace under which it publishes", autocomplete: "off", autocapitalize: "off", spellcheck: "false" });
   const settings = h("input", { id: "x-settings", placeholder: '{"diversity": 0.3}', autocomplete: "off", spellcheck: "false" });
   const share = h("input", { id: "x-share", type: "number", min: "0.01", max: "100", step: "any", value: "100", required: true });
   return h("form", { onsubmit: async (event) => {
@@ -59,6 +60,7 @@ function starting(models, signal, fails) {
     wrong.replaceChildren();
     const treated = { name: arm.value };
     if (model.value) treated.model = Number(model.value);
+    if (learner.value) treated.learner = learner.value;
     if (design.value === "shadow") treated.shadow = true;
     try {
       if (settings.value.trim()) treated.settings = JSON.parse(settings.value);
@@ -77,7 +79,7 @@ function starting(models, signal, fails) {
   } },
   h("div", { class: "fields" },
     field("x-name", "Name, used once and never again", name), field("x-design", "Design", design), field("x-share", "Share of users, %", share),
-    field("x-arm", "Name of the new arm", arm), field("x-model", "Its model", model), field("x-settings", "Its settings, as JSON", settings)),
+    field("x-arm", "Name of the new arm", arm), field("x-model", "Its model", model), field("x-learner", "Or another learner’s namespace", learner), field("x-settings", "Its settings, as JSON", settings)),
   wrong, h("p", { class: "buttons" }, h("button", { class: "main" }, "Start")));
 }
 
