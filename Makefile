@@ -30,7 +30,7 @@ format: $(READY) ## put the code in the house's form
 	$(BIN)/ruff format $(ROOMS)
 
 bench: $(READY) ## measure the rooms beside their peers (quiet machine, minutes)
-	for name in graph learner stream pipeline; do $(BIN)/tidegraph bench $$name || exit; done
+	for name in graph learner stream pipeline serving; do $(BIN)/tidegraph bench $$name || exit; done
 
 lock: $(READY) ## compile constraints.txt anew from pyproject.toml
 	$(BIN)/uv pip compile --upgrade --python-version 3.11 --extra dev --no-emit-index-url \
