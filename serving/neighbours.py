@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.retrieval import best_of_each
 from serving.table import Reader
 from stream.errors import TableError
 
@@ -174,11 +175,9 @@ class Everybody:
             own = self._rows.get(user_id)
             if own is not None:
                 cosines[own] = -np.inf
-            rows = np.argpartition(-cosines, min(n, cosines.size) - 1)[:n]
-            rows = rows[np.argsort(-cosines[rows], kind="stable")]
-            rows = rows[np.isfinite(cosines[rows])]
+            _, rows, best = best_of_each(cosines[None], [n])
             ids = [self._ids[row] for row in rows.tolist()]
-        told = np.clip(cosines[rows], -1, 1).tolist()  # rounded to fp16, some are a little longer
+        told = np.clip(best, -1, 1).tolist()  # rounded to fp16, some are a little longer
         return Nearest(list(zip(ids, told, strict=True)), len(cosines) - (own is not None))
 
     def _put(self, user_ids: Sequence[str], directions: NDArray[np.float16]) -> None:

@@ -166,7 +166,7 @@ class KafkaSink:
                         await asyncio.sleep(0)
             if sent:
                 await asyncio.wait([append.done for append in sent], timeout=_USUAL_S)
-        except KafkaError as error:
+        except (KafkaError, TidegraphError) as error:
             for append in sent:
                 append.lose(error)
         finally:
@@ -182,6 +182,8 @@ class KafkaSink:
         ------
         KafkaError
             If it is not there by then.
+        BadSettings
+            If the files for TLS cannot be used.
 
         """
         until_s = time.monotonic() + self._delivery_s

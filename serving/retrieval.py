@@ -119,7 +119,7 @@ def recommend(
             continue
         rows = _choice(query)
         parts = explain(catalogue, query, rows, at_ms=at_ms)
-        _, best, scores = _best(_total(catalogue, rows, parts)[None], [query.n])
+        _, best, scores = best_of_each(_total(catalogue, rows, parts)[None], [query.n])
         covisited = parts.get("covisitation")
         found[at] = Ranked(rows[best], scores, scores * 0 if covisited is None else covisited[best])
     size = max(1, _BLOCK // max(1, len(catalogue)))
@@ -132,7 +132,7 @@ def recommend(
             row[query.barred[query.barred >= 0]] = -np.inf
             if query.allowed is not None:
                 row[~query.allowed] = -np.inf
-        sizes, best, scores = _best(scores_of, [query.n for query in asked])
+        sizes, best, scores = best_of_each(scores_of, [query.n for query in asked])
         covisited = near.part(np.repeat(np.arange(len(asked)), sizes), best)
         ends = np.cumsum(sizes).tolist()
         for at, first, end in zip(block, [0, *ends], ends, strict=False):
@@ -250,7 +250,7 @@ def _choice(query: Query) -> NDArray[np.int64]:
     return rows[~np.isin(rows, query.barred)]
 
 
-def _best(
+def best_of_each(
     scores: NDArray[np.float32], wanted: Sequence[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Return the best of the finite scores of each row, best first; of level ones the first.

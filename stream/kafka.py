@@ -111,17 +111,7 @@ def kafka_python(kafka: KafkaSettings) -> dict[str, Any]:
     ['127.0.0.1:9092']
 
     """
-    config: dict[str, Any] = {
-        "bootstrap_servers": list(kafka.servers),
-        "security_protocol": kafka.security,
-        "bootstrap_timeout_ms": int(WAIT_S * 1_000),
-    }
-    if kafka.security.startswith("SASL"):
-        config |= {
-            "sasl_mechanism": kafka.mechanism,
-            "sasl_plain_username": kafka.user,
-            "sasl_plain_password": kafka.password,
-        }
+    config = _login(kafka) | {"bootstrap_timeout_ms": int(WAIT_S * 1_000)}
     if kafka.security.endswith("SSL"):
         config |= {
             "ssl_cafile": kafka.ca_file or None,
@@ -145,10 +135,14 @@ def aiokafka(kafka: KafkaSettings) -> dict[str, Any]:
     ['127.0.0.1:9092']
 
     """
+    return _login(kafka) | {"ssl_context": tls_context(kafka)}
+
+
+def _login(kafka: KafkaSettings) -> dict[str, Any]:
+    """Return where and as whom to connect, in the words that kafka-python and aiokafka share."""
     config: dict[str, Any] = {
         "bootstrap_servers": list(kafka.servers),
         "security_protocol": kafka.security,
-        "ssl_context": tls_context(kafka),
     }
     if kafka.security.startswith("SASL"):
         config |= {
@@ -316,7 +310,8 @@ def ask(
 
     """
     faults = Faults(kafka)
-    admin = AdminClient(librdkafka(kafka) | {"error_cb": faults})
+    with faults.told(doing):
+        admin = AdminClient(librdkafka(kafka) | {"error_cb": faults})
     with faults.told(doing, admin):
         found = admin.list_topics(topic, timeout=within_s)
     if topic is not None and (missing := found.topics[topic].error) is not None:

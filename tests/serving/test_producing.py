@@ -154,6 +154,17 @@ def test_it_logs_in_over_tls(secure_kafka: KafkaSettings, caplog: pytest.LogCapt
     assert "opensesame" not in caplog.text
 
 
+def test_files_for_tls_that_cannot_be_used_are_told_to_the_operator(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wrong = KafkaSettings(servers=(f"127.0.0.1:{free_port()}",), security="SSL", ca_file="/no.pem")
+    place = Place(MemoryLog(), lambda: KafkaSink(wrong, delivery_s=30))
+    with caplog.at_level(logging.WARNING, "tidegraph.serving"):
+        ((told,),) = place.run(appending((b"u", b"a")))
+    assert told.startswith("unavailable")
+    assert "ssl.ca.location" in caplog.text
+
+
 def test_one_that_waits_alone_does_not_wait_for_others(place: Place) -> None:
     async def one_by_one(sink: Sink) -> list[list[str]]:
         return [await sink.append("interactions", [(b"u", b"%d" % n)]) for n in range(50)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from serving.catalogue import Catalogue, Mirror
-from serving.retrieval import History, Query, Ranked, _best, explain, recommend, score
+from serving.retrieval import History, Query, Ranked, best_of_each, explain, recommend, score
 from serving.rows import Barrier, Count, Covisited, ItemRows, Layout
 from serving.table import MemoryTable, Update
 from stream.events import Kind
@@ -181,7 +181,7 @@ def test_the_best_of_many_are_those_of_a_plain_sort(
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, n_levels, (len(wanted), n_items)).astype(np.float32)
     scores[rng.random(scores.shape) < barred] = -np.inf
-    sizes, places, best = _best(scores, wanted)
+    sizes, places, best = best_of_each(scores, wanted)
     ends = np.cumsum(sizes)
     assert ends[-1] == places.size
     for row, n, size, end in zip(scores, wanted, sizes, ends, strict=True):
